@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from math import sqrt
+from typing import Final
 
 from tests.links import IP_UDP_BYTES, Burst
 from tests.simulator import Simulator
+
+# RFC 8289 §4.2, §4.3
+_CODEL_TARGET_NS: Final = 5_000_000
+_CODEL_INTERVAL_NS: Final = 100_000_000
 
 
 class Packet(Burst):
@@ -56,6 +62,42 @@ class Way:
         self.jitter_ms = jitter_ms
 
 
+class _Codel:
+    """Controlled delay: whether a packet that leaves the queue now is dropped. RFC 8289 §5."""
+
+    def __init__(self) -> None:
+        self._above_at = 0
+        self._next_at = 0
+        self._count = self._last_count = 0
+        self._is_dropping = False
+
+    def drops(self, wait_ns: int, backlog_bytes: float, now_ns: int) -> bool:
+        """wait_ns is how long it was in the queue, backlog_bytes how much still is."""
+        may_drop = False
+        if wait_ns < _CODEL_TARGET_NS or backlog_bytes <= 1_500:
+            self._above_at = 0
+        elif not self._above_at:
+            self._above_at = now_ns + _CODEL_INTERVAL_NS
+        else:
+            may_drop = now_ns >= self._above_at
+        if self._is_dropping:
+            if not may_drop:
+                self._is_dropping = False
+            elif now_ns >= self._next_at:
+                self._count += 1
+                self._next_at += int(_CODEL_INTERVAL_NS / sqrt(self._count))
+                return True
+            return False
+        if not may_drop:
+            return False
+        self._is_dropping = True
+        delta = self._count - self._last_count
+        is_recent = now_ns - self._next_at < 16 * _CODEL_INTERVAL_NS
+        self._count = self._last_count = delta if delta > 1 and is_recent else 1
+        self._next_at = now_ns + int(_CODEL_INTERVAL_NS / sqrt(self._count))
+        return True
+
+
 class Link:
     """A way in a simulation.
 
@@ -73,6 +115,8 @@ class Link:
         self.loss = way.loss
         self._free_at_ns = 0
         self._last_at = 0
+        self._codel = _Codel() if way.aqm == "codel" else None
+        self._is_policer = way.aqm == "policer"
         self.set_rate(way.rate_mbit, way.queue_ms)
         self.passed_at: array[int] = array("q")
         self.waits_us: array[int] = array("q")
@@ -134,7 +178,12 @@ class Link:
         if wait_ns + takes_ns > self._most_ns and wait_ns:
             self.dropped_at.append(now)
             return -1
+        if self._codel is not None and self._codel.drops(wait_ns, wait_ns / self._ns_per_byte, free_ns):
+            self.dropped_at.append(now)
+            return -1
         self._free_at_ns = free_ns + takes_ns
+        if self._is_policer:  # the bucket is what the queue would have been, and nothing waits
+            free_ns, wait_ns, takes_ns = now_ns, 0, 0
         self.passed_at.append(now)
         self.waits_us.append(wait_ns // 1_000)
         self.sizes.append(wire_bytes)
