@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import uuid
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.linklab import __main__ as command
-from tests.linklab import cases, link, report, rounds
+from tests.linklab import cases, drawing, link, report, rounds
 from tests.linklab.flows import ROOT, Flow, program_of, read_flows
 from tests.linklab.lab import MARK_VARIABLE, Lab, LabFailed, reason_to_skip, remaining_processes
 from tests.linklab.link import Change, Way
@@ -178,6 +179,19 @@ def test_a_run_in_which_packets_were_late_is_doubtful() -> None:
     assert "DOUBTFUL" in report.as_text(two_flows(device_drops=3.0))
 
 
+def test_a_run_is_drawn() -> None:
+    trace = drawing.trace_of(two_flows(), 0)
+    # 1,500 bytes in half a second; what was lost at 6.6 s; the window that was printed at 4 s.
+    assert dict(trace.rate)[1.25] == 24_000
+    assert dict(trace.losses)[6.75] == 1
+    assert list(trace.cwnd) == [(4.0, 7.0)]
+    assert drawing.trace_of(two_flows(), 1).rate[0][0] == 5.25
+    text = drawing.draw(two_flows(), title="the run")
+    assert "8 Mbit/s, 25 ms each way, a queue of 500 ms" in text
+    names = [element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"the run", "utp", "tcp@5", "the link's queue", "Packets lost"} <= {*names}
+
+
 def test_a_figure_meets_its_goal_as_it_is_shown() -> None:
     def status(value: float | None, at_least: float | None, at_most: float | None) -> str:
         return cases.Figure("a", value, "ms", at_least, at_most, 1).status
@@ -271,6 +285,7 @@ def test_wrong_usage_ends_with_2() -> None:
     for arguments in (
         ["--case", "no-such-case"],
         ["--quick", "--flows", "utp"],
+        ["--quick", "--plot", "out.svg"],
         ["--cases", "--subjects", "udp"],
         ["--cases", "--subjects", "utp@3"],
         [],
@@ -305,8 +320,9 @@ def has_lab() -> None:
 
 
 @pytest.mark.usefixtures("has_lab")
-def test_five_seconds_of_tcp_and_utp_on_a_real_link() -> None:
+def test_five_seconds_of_tcp_and_utp_on_a_real_link(tmp_path: Path) -> None:
     arguments = ["--flows", "utp@0-2.5,tcp@2.5", "--seconds", "5", "--rate", "10M", "--queue", "200ms", "--json"]
+    arguments += ["--plot", str(tmp_path / "out.svg")]
     done = subprocess.run(
         [sys.executable, "-m", "tests.linklab", *arguments],
         cwd=ROOT,
@@ -322,6 +338,7 @@ def test_five_seconds_of_tcp_and_utp_on_a_real_link() -> None:
     assert all(0 < flow["goodput_bits_per_second"] < 10_000_000 for flow in shown["flows"])
     assert 0 < shown["utilisation"] <= 1.01
     assert shown["ping_us"]["min_us"] >= 50_000
+    ElementTree.parse(tmp_path / "out.svg")
 
 
 @pytest.mark.usefixtures("has_lab")

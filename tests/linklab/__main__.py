@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.linklab import flows, report, rounds
+from tests.linklab import drawing, flows, report, rounds
 from tests.linklab.cases import CASES, EVERY, QUICK, Case
 from tests.linklab.flows import ROOT
 from tests.linklab.lab import Lab, LabFailed, available_tcp, reason_to_skip, remaining_processes
@@ -60,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--utpsocket", type=_tree, metavar="TREE", help="the package of another checkout (default: this)"
     )
     parser.add_argument("--seed", type=int, help="of losses and jitter")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw rate, window, queueing delay and losses over time (SVG)"
+    )
+    parser.add_argument("--title", default="", help="of the plot (default: the flows)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     judged = parser.add_argument_group("cases with goals")
     judged.add_argument("--case", nargs="+", choices=[*EVERY], default=[], metavar="NAME", help=", ".join(EVERY))
@@ -76,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [EVERY[name] for name in given.case] + [*CASES.values()] * given.cases + [*QUICK] * given.quick
     if sum(map(bool, (given.flows, cases, given.files))) != 1:
         parser.error("one of --flows, --case, --cases, --quick and --from is needed")
+    if given.plot and not given.flows:
+        parser.error("--plot needs --flows")
     if given.files:
         return _show_rows(rounds.read_rows(given.files), given)
     signal.signal(signal.SIGTERM, _end)
@@ -138,6 +144,8 @@ def _run(given: argparse.Namespace) -> int:
             measured = lab.run(wanted, seconds=seconds, changes=given.set, progress=_progress(seconds))
     except Unavailable as problem:
         return _skip(str(problem), given.json)
+    if given.plot:
+        given.plot.write_text(drawing.draw(measured, title=given.title), "utf-8")
     if given.json:
         print(json.dumps(report.as_json(measured)))
     else:
