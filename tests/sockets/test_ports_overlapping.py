@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from typing import Any
@@ -125,6 +126,51 @@ def test_a_listener_is_in_the_way_with_reuseaddr_too(net: Net, family: int, firs
     new.close()
     talk(*pair(net, listening(net, family, first, port), loopback(family)))
     talk(client, conn)
+
+
+@pytest.mark.parametrize(("family", "first", "second"), PAIRS)
+def test_sockets_that_do_not_listen_share_with_reuseaddr(net: Net, family: int, first: str, second: str) -> None:
+    """And then one of them may listen."""
+    host = loopback(family)
+    port = quiet_port()
+    one, other = bound(net, family, first, port), bound(net, family, second, port)
+    bound(net, family, second, port).close()
+    one.listen()
+    with raises_errno(errno.EADDRINUSE):
+        other.listen()
+    with raises_errno(errno.EADDRINUSE):
+        bound(net, family, second, port)
+    client, conn = pair(net, one, host)
+    one.close()
+    other.listen()
+    other_client, other_conn = pair(net, other, host)
+    for sock in (conn, other_conn):
+        assert sock.getsockname()[:2] == (host, port)
+    talk(client, conn)
+    talk(other_client, other_conn)
+
+
+@pytest.mark.parametrize(("family", "first", "second"), PAIRS)
+def test_sockets_that_share_with_reuseaddr_connect(net: Net, family: int, first: str, second: str) -> None:
+    server = net.listener(family)
+    address = server.getsockname()
+    port = quiet_port()
+    one, other = bound(net, family, first, port), bound(net, family, second, port)
+    one.connect(address)
+    conn = net.accept(server)
+    with raises_errno(errno.EADDRINUSE, errno.EADDRNOTAVAIL) if net.name == "tcp" else contextlib.nullcontext():
+        other.connect(address)  # over TCP the same two addresses are one connection
+    talk(one, conn)
+    assert conn.getpeername()[:2] == (loopback(family), port)
+
+
+@pytest.mark.parametrize("sets", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(("family", "first", "second"), PAIRS)
+def test_both_must_set_reuseaddr(net: Net, sets: tuple[bool, bool], family: int, first: str, second: str) -> None:
+    port = quiet_port()
+    bound(net, family, first, port, reuse=sets[0])
+    with raises_errno(errno.EADDRINUSE):
+        bound(net, family, second, port, reuse=sets[1])
 
 
 def test_only_a_listeners_own_address_is_served(net: Net) -> None:

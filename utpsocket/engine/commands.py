@@ -130,8 +130,10 @@ def share_port(
             raise _error(errno.EAGAIN)  # it is being closed: free now, or in a moment
         is_used = bool(endpoint.holders) or any(map(_is_open, list(endpoint.bridges.values())))
         is_shared = shares and endpoint.shares_port
-        if any(overlapping_ports.listens(other) or other.holders for other in endpoint.overlapping):
-            raise _error(errno.EADDRINUSE)
+        for other in endpoint.overlapping:
+            is_held = other.holders and not (reuse_address and other.reuse_address)
+            if is_held or overlapping_ports.listens(other):
+                raise _error(errno.EADDRINUSE)
         is_listening = overlapping_ports.listens(endpoint)
         if not is_shared and (is_listening or (is_used and not (reuse_address and endpoint.reuse_address))):
             raise _error(errno.EADDRINUSE)
@@ -146,7 +148,7 @@ def share_port(
 
 def allow_overlap(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
     """A user's socket with SO_REUSEADDR is to be bound to an address that overlaps others (overlapping_ports.py). If
-    those are ports of ours of which only connections are left, let the kernel bind it, until end_overlap(). Any thread.
+    those are ports of ours that may be overlapped, let the kernel bind it, until end_overlap(). Any thread.
 
     Returns their keys; none if it may not be. Raises EAGAIN as share_port() does.
     """
@@ -249,7 +251,7 @@ def leave_port(loop: Loop, key: int, inode: int) -> None:
 
 
 def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Socket | None = None) -> None:
-    """A user's socket listens. Any thread. Raises EADDRINUSE if another one listens at the port already.
+    """A user's socket listens. Any thread. Raises EADDRINUSE if another one listens at the port, or one it overlaps.
 
     key        of its port
     name       the abstract AF_UNIX name that the user's fd listens at
@@ -282,6 +284,10 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
             raise _error(errno.EADDRINUSE)
         endpoint.holders.pop(listener.inode, None)
         _stop_listener(loop, endpoint, listener.inode)
+    for other in endpoint.overlapping:
+        if other.listener is not None and overlapping_ports.listens(other):
+            if loop.holders_watch.is_open(other.listener.inode):
+                raise _error(errno.EADDRINUSE)
     # At once: should the rest fail, what ends a listener finds it.
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
     if endpoint.reuseport_sockets is not None:

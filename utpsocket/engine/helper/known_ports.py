@@ -136,10 +136,29 @@ class KnownPorts:
             namespace: the cookie of the socket's network namespace.
             reuse_address: SO_REUSEADDR is set.
             shares: UTP_SHARE_PORT is set.
-        Returns: the key of the port that it shares; 0: a new port, which overlaps others of which only connections are
-            left, or which are about to be closed.
+        Returns: the key of the port that it shares; 0: a new port, which overlaps others at which none listens, or
+            which are about to be closed.
         Raises: EADDRINUSE.
         """
+        exact, others = self._at(local, namespace)
+        if exact is None and not others:
+            raise _in_use()
+        for other in others:
+            holders = self._open_holders(other)
+            if _listens(holders) or (holders and not (reuse_address and other.reuse_address)):
+                raise _in_use()
+        if exact is None:
+            if any(self._is_used(other) and not (reuse_address and other.reuse_address) for other in others):
+                raise _in_use()
+            return 0
+        holders = self._open_holders(exact)
+        if not (shares and exact.shares):
+            if _listens(holders) or ((holders or self._is_used(exact)) and not (reuse_address and exact.reuse_address)):
+                raise _in_use()
+        return exact.key
+
+    def _at(self, local: Address, namespace: int) -> tuple[KnownPort | None, list[KnownPort]]:
+        """The port at this address, and those that a socket there overlaps."""
         exact: KnownPort | None = None
         others: list[KnownPort] = []
         for port in list(self._by_key.values()):
@@ -149,22 +168,13 @@ class KnownPorts:
                 exact = port
             elif len(port.local) == len(local) and (port.local[0] in WILDCARDS or local[0] in WILDCARDS):
                 others.append(port)
-        if (exact is None and not others) or any(self._open_holders(other) for other in others):
-            raise _in_use()
-        if exact is None:
-            if any(self._is_used(other) and not (reuse_address and other.reuse_address) for other in others):
-                raise _in_use()
-            return 0
-        holders = self._open_holders(exact)
-        if not (shares and exact.shares):
-            is_listening = any(holder is not None and holder.role is Role.LISTENING for holder in holders)
-            if is_listening or ((holders or self._is_used(exact)) and not (reuse_address and exact.reuse_address)):
-                raise _in_use()
-        return exact.key
+        return exact, others
 
     def check_listen(self, key: int, inode: int) -> None:
-        """Raise EADDRINUSE if another socket is listening at the port."""
+        """Raise EADDRINUSE if another socket is listening at the port, or at one that it overlaps."""
         port = self._by_key.get(key)
+        if port is not None and any(map(_listens, map(self._open_holders, self._at(port.local, port.namespace)[1]))):
+            raise _in_use()
         if port is not None and len(port.holders) > 1:
             others = [other for other, holder in list(port.holders.items()) if holder is not None and other != inode]
             for other in others:
@@ -198,6 +208,10 @@ def _is_at(identity: Identity, port: KnownPort) -> bool:
         and local[1] == port.local[1]
         and (local[0] == port.local[0] or port.local[0] in WILDCARDS)
     )
+
+
+def _listens(holders: list[Identity | None]) -> bool:
+    return any(holder is not None and holder.role is Role.LISTENING for holder in holders)
 
 
 def _in_use() -> OSError:

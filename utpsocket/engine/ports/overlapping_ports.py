@@ -1,9 +1,10 @@
 """Ports at the same number of which one is bound to all addresses of the machine and the other to one of them.
 
 Over TCP a server with SO_REUSEADDR may listen at ("", 80) as soon as one at ("127.0.0.1", 80) has closed its listening
-socket, though connections accepted there go on; and the other way round. Here those connections keep the UDP socket of
-their port, and the kernel lets another one overlap it only if both have SO_REUSEADDR set in the moment of bind(). They
-have it set for that moment only: longer, and other programs could take our datagrams.
+socket, though connections accepted there go on; and the other way round. Sockets that do not listen may be bound to
+both, and one of them may listen then. Here connections and bound sockets keep the UDP socket of their port, and the
+kernel lets another one overlap it only if both have SO_REUSEADDR set in the moment of bind(). They have it set for that
+moment only: longer, and other programs could take our datagrams.
 
 From then on the kernel delivers what is sent to the single address to the port that is bound to it, whichever of the
 two the packet is for. So a packet that is not for a port may be for the one it overlaps, and is forwarded. Each sends
@@ -80,10 +81,8 @@ def _overlaps(endpoint: OverlappingPort, local: Address, namespace: int) -> bool
 
 
 def may_be_overlapped(endpoint: OverlappingPort) -> bool:
-    """Whether a port may be overlapped: only connections are left, and its sockets had set SO_REUSEADDR."""
-    return (
-        endpoint.reuse_address and not endpoint.holders and endpoint.reuseport_sockets is None and not listens(endpoint)
-    )
+    """Whether a port may be overlapped: none listens there, and its sockets had set SO_REUSEADDR."""
+    return endpoint.reuse_address and endpoint.reuseport_sockets is None and not listens(endpoint)
 
 
 def listens(endpoint: OverlappingPort) -> bool:
