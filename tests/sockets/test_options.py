@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from typing import Any
@@ -256,6 +257,79 @@ def test_kernel_timeouts(net: Net, option: tuple[int, int]) -> None:
 
 
 # -- options with a meaning of their own ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [-1, -(1 << 31), (1 << 31) - 1])
+def test_a_linger_time_without_an_end(net: Net, seconds: int) -> None:
+    """It reads back as what an int has room for, as over TCP, and close() takes it."""
+    client, server = net.pair()
+    with socket.socket() as plain:
+        for sock in (plain, client):
+            sock.setsockopt(SOL, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+        assert client.getsockopt(SOL, socket.SO_LINGER, 8) == plain.getsockopt(SOL, socket.SO_LINGER, 8)
+    client.sendall(b"x")
+    client.close()
+    assert receive_all(server) == b"x"
+
+
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_CNX_ADVICE = 32, 33, 53  # asm-generic/socket.h
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
+@pytest.mark.parametrize(("forced", "option"), [(SO_SNDBUFFORCE, socket.SO_SNDBUF), (SO_RCVBUFFORCE, socket.SO_RCVBUF)])
+@pytest.mark.parametrize("state", ["fresh", "connected"])
+def test_forced_buffer_sizes(net: Net, forced: int, option: int, state: str) -> None:
+    sock = net.fresh() if state == "fresh" else net.pair()[0]
+    for size in (20_000, 1 << 28):
+        sock.setsockopt(SOL, forced, size)
+        assert sock.getsockopt(SOL, option) == 2 * size
+    with raises_errno(errno.ENOPROTOOPT):
+        sock.getsockopt(SOL, forced)
+
+
+def test_an_option_that_can_only_be_set(net: Net) -> None:
+    sock = net.pair()[0]
+    assert outcome(lambda: sock.setsockopt(SOL, SO_CNX_ADVICE, 1)) == ("returned", None)
+    with raises_errno(errno.ENOPROTOOPT):
+        sock.getsockopt(SOL, SO_CNX_ADVICE)
+
+
+def test_an_option_without_a_value_reads_as_zero(net: Net) -> None:
+    sock = net.fresh()
+    sock.setsockopt(IP, socket.IP_OPTIONS, b"")
+    assert sock.getsockopt(IP, socket.IP_OPTIONS) == 0
+    assert sock.getsockopt(IP, socket.IP_OPTIONS, 40) == b""
+
+
+@pytest.mark.parametrize("option", [23, 30, 34])  # TCP_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE
+def test_tcp_fast_open_comes_too_late(net: Net, option: int) -> None:
+    sock, listener = net.pair()[0], net.listener()
+    fresh = net.fresh()
+    assert outcome(lambda: fresh.setsockopt(TCP, option, 1)) == ("returned", None)
+    with raises_errno(errno.EINVAL):
+        sock.setsockopt(TCP, option, 1)
+    if option == 30:
+        with raises_errno(errno.EINVAL):
+            listener.setsockopt(TCP, option, 1)
+    else:
+        listener.setsockopt(TCP, option, 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "option"),
+    [
+        pytest.param(socket.AF_INET, (IP, 14), id="IP_MTU"),
+        pytest.param(socket.AF_INET6, (socket.IPPROTO_IPV6, 24), id="IPV6_MTU", marks=requires_ipv6),
+    ],
+)
+def test_the_mtu_of_a_connections_route(net: Net, family: int, option: tuple[int, int]) -> None:
+    with raises_errno(errno.ENOTCONN):
+        net.fresh(family).getsockopt(*option)
+    client, server = net.pair(family)
+    with socket.socket(family, socket.SOCK_DGRAM) as plain:
+        plain.connect(client.getpeername())
+        mtu = plain.getsockopt(*option)
+    assert client.getsockopt(*option) == server.getsockopt(*option) == mtu
 
 
 def test_so_acceptconn(net: Net) -> None:

@@ -20,6 +20,7 @@ from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
+from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.kernel.udp import PACKET_OPTIONS
 from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
@@ -38,6 +39,16 @@ _INT: Final = struct.Struct("=i")
 _LINGER: Final = struct.Struct("=ii")
 _TIMEVAL: Final = struct.Struct("@ll")
 _SO_SNDTIMEO: Final = getattr(stdlib, "SO_SNDTIMEO", 21)
+# SO_SNDBUFFORCE and SO_RCVBUFFORCE of asm-generic/socket.h, which set what these read, beyond the system's limit.
+_FORCED: Final = {32: stdlib.SO_SNDBUF, 33: stdlib.SO_RCVBUF}
+# SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF of the same file: filters, which cannot be read back, nor followed.
+_FILTERS: Final = (50, 51, 52)
+# TCP_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE of linux/tcp.h: EINVAL on a connection.
+_FASTOPEN: Final = (23, 30, 34)
+_FASTOPEN_CONNECT: Final = 30  # on a listener as well
+# IP_MTU of linux/in.h, IPV6_MTU of linux/in6.h: the route's to the peer.
+_ROUTE_MTU: Final = {(stdlib.IPPROTO_IP, 14), (stdlib.IPPROTO_IPV6, 24)}
+_NO_END_SECONDS: Final = (1 << 31) - 1
 # What TCP_MAXSEG reads on a connection: what a datagram of 1,400 bytes carries, less uTP's header of 20. By feel.
 _SEGMENT_BYTES: Final = 1_380
 # RFC 791: each host takes a datagram of 576 bytes.
@@ -131,6 +142,8 @@ def set_option(sock: Socket, identity: Identity, level: int, name: int, value: O
     is_v6 = identity.family == stdlib.AF_INET6
     if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.has_port:
         raise _fail(errno.EINVAL)  # too late once a port is bound: ipv6(7)
+    if level == _TCP and name in _FASTOPEN and _is_too_late(identity, name):
+        raise _fail(errno.EINVAL)
     nodelay = value if level == _TCP and name == stdlib.TCP_NODELAY and type(value) is int and not optlen else None
     read_back = None if nodelay is None else _nodelay.get((identity.family, nodelay))
     if read_back is None:
@@ -144,7 +157,14 @@ def set_option(sock: Socket, identity: Identity, level: int, name: int, value: O
                 # The priority follows from the type of service. It must come after it in udp_socket().
                 identity.options.pop(_PRIORITY, None)
                 identity.options |= {_TOS: b"", _PRIORITY: reference_tcp.getsockopt(*_PRIORITY, MAX_OPTION_BYTES)}
-            read_back = reference_tcp.getsockopt(level, name, MAX_OPTION_BYTES)
+            if level == _SOCKET:
+                name = _FORCED.get(name, name)
+            try:
+                read_back = reference_tcp.getsockopt(level, name, MAX_OPTION_BYTES)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT or (level == _SOCKET and name in _FILTERS):
+                    raise
+                return False  # it can only be set
         if nodelay in (0, 1):
             _nodelay[identity.family, nodelay] = read_back
     identity.options[level, name] = read_back
@@ -161,6 +181,13 @@ def _set_congestion(identity: Identity, value: OptionValue) -> bool:
     return True
 
 
+def _is_too_late(identity: Identity, name: int) -> bool:
+    """Whether TCP Fast Open is asked for once there is a connection, or a listener. Linux do_tcp_setsockopt()"""
+    if identity.role is Role.LISTENING:
+        return name == _FASTOPEN_CONNECT
+    return identity.role is Role.CONNECTING or (identity.role is Role.CONNECTED and not identity.is_over)
+
+
 def _apply(sock: Socket, identity: Identity, level: int, name: int) -> bool:
     """Put the option into the socket's settings. Returns whether the engine must apply it."""
     settings = identity.settings
@@ -168,7 +195,8 @@ def _apply(sock: Socket, identity: Identity, level: int, name: int) -> bool:
     number = _INT.unpack_from(value)[0] if len(value) >= _INT.size else 0
     if level == _SOCKET and name == stdlib.SO_LINGER:
         is_on, seconds = _LINGER.unpack_from(value)
-        settings.linger_seconds = seconds if is_on else None
+        # A negative time is none that ends, and reads as the part of it that an int has room for.
+        settings.linger_seconds = (seconds if seconds >= 0 else _NO_END_SECONDS) if is_on else None
         return False
     if level == _SOCKET and name == stdlib.SO_RCVBUF:
         settings.receive_buffer_bytes = number
@@ -302,6 +330,9 @@ def get_option(sock: Socket, identity: Identity, level: int, name: int, *buflen:
     if level == _SOCKET and name in _PAIR_OPTIONS:
         return Socket.getsockopt(sock, level, name, *buflen)
     length = buflen[0] if buflen else 0
+    if (level, name) in _ROUTE_MTU and identity.role is Role.CONNECTED and not identity.is_over:
+        with closing(_connected_udp(sock, identity)) as udp:
+            return udp.getsockopt(level, name, *buflen)
     with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as reference_tcp:
         value = _value(sock, identity, level, name)
         if value is None:
@@ -310,10 +341,20 @@ def get_option(sock: Socket, identity: Identity, level: int, name: int, *buflen:
             return reference_tcp.getsockopt(level, name, *buflen)
     if length:
         return value[:length]
-    if len(value) < _INT.size:
-        raise _fail(errno.EINVAL)
-    number: int = _INT.unpack_from(value)[0]
+    number: int = _INT.unpack_from(value.ljust(_INT.size, b"\0"))[0]  # CPython's int is 0 before the kernel writes it
     return number
+
+
+def _connected_udp(sock: Socket, identity: Identity) -> Socket:
+    """A UDP socket that is connected to the peer: its route is the connection's."""
+    udp = netns.make_in_namespace(sock, identity.namespace or netns.cookie(sock), _UDP[identity.family])
+    try:
+        assert identity.peer is not None
+        udp.connect(identity.peer)
+    except BaseException:
+        udp.close()
+        raise
+    return udp
 
 
 def _bind_to_scope(reference_tcp: Socket, identity: Identity) -> None:
