@@ -345,13 +345,13 @@ def test_five_seconds_of_tcp_and_utp_on_a_real_link(tmp_path: Path) -> None:
 def test_loss_and_a_change_are_carried_out() -> None:
     lossy = Way(rate_bps=5_000_000, delay_us=5_000, loss=0.5)
     with Lab(lossy, Way(delay_us=5_000), seed=1) as lab:
-        measured = lab.run([], seconds=4, changes=[Change(2, ">", {"loss": 0.0, "delay_us": 45_000})])
-    first, second = measured.ping(0, 1.9), measured.ping(2.1, 3.5)
+        measured = lab.run([], seconds=5, changes=[Change(2, ">", {"loss": 0.0, "delay_us": 45_000})])
+    first, second = measured.ping(0, 1.9), measured.ping(3, 4)
     assert first.lost > 0
     assert second.lost == 0
     assert first.min_us >= 10_000
     assert second.min_us >= 50_000
-    assert measured.drops(0, 1.9)[1] == first.lost
+    assert measured.drops(0, 4)[1] == measured.ping(0, 3).lost
 
 
 @pytest.mark.usefixtures("has_lab")

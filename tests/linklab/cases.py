@@ -227,6 +227,26 @@ def _acks(run: Measured) -> Iterator[Figure]:
     yield ms("queueing delay, mean", run.waits(22, 60).mean_us)
 
 
+def _skewed(run: Measured) -> Iterator[Figure]:
+    for start in (5, 60, 120):
+        yield ms(f"queueing delay from {start} s on, mean", run.waits(start, start + 30).mean_us, at_most=AT_TARGET_MS)
+    yield share("utilisation", run.utilisation(5, 150), at_least=95)
+
+
+def _way_back_short(run: Measured) -> Iterator[Figure]:
+    yield ms("queueing delay before, mean", run.waits(50, 60).mean_us, at_most=AT_TARGET_MS)
+    yield ms("queueing delay from 15 s after on, mean", run.waits(75, 110).mean_us, at_most=AT_TARGET_MS)
+    yield mbit("we, before", run.goodput(0, 40, 60))
+    yield mbit("we, after", run.goodput(0, 65, 110), at_least=round(0.9 * GOODPUT_BPS / 2e6, 1))
+
+
+def _alone_long(run: Measured) -> Iterator[Figure]:
+    minutes = [run.waits(60 * minute, 60 * minute + 60).mean_us for minute in range(1, 16)]
+    yield ms("queueing delay, the largest mean of a minute", max(minutes), at_most=AT_TARGET_MS)
+    yield ms("queueing delay, the last minute", minutes[-1], at_most=AT_TARGET_MS)
+    yield share("utilisation", run.utilisation(60, 960), at_least=95)
+
+
 def _validate(run: Measured) -> Iterator[Figure]:
     yield share("TCP's part of what the link can carry", run.goodput(0, 5, 15) / GOODPUT_BPS, at_least=97, at_most=101)
     yield Figure("smallest ping with nothing beside it", run.ping(0, 1.9).min_us / 1e3, "ms", 50, 51)
@@ -382,4 +402,48 @@ QUICK: Final = (
 )
 """Two minutes, with goals that a busy machine does not miss."""
 
-EVERY: Final = {**CASES, **{case.name: case for case in QUICK}}
+FURTHER: Final = _of(
+    Case(
+        "clock-fast",
+        "alone, our clock 500 millionths too fast",
+        150,
+        lambda kind: [Flow(kind, ppm=500)],
+        _skewed,
+    ),
+    Case(
+        "clock-slow",
+        "alone, our clock 500 millionths too slow",
+        150,
+        lambda kind: [Flow(kind, ppm=-500)],
+        _skewed,
+    ),
+    Case(
+        "way-back-short",
+        "CUBIC has filled a short queue on the way back when we begin at 10 s, and ends at 60 s; 10 Mbit/s",
+        110,
+        lambda kind: [Flow(kind, 10), Flow("cubic", 0, 60, is_back=True)],
+        _way_back_short,
+        forward=Way(10_000_000, 15_000, 600_000),
+        back=Way(10_000_000, 15_000, 150_000),
+        tcp=["cubic"],
+    ),
+    Case(
+        "both-ways",
+        "one of us stands at its target on the way back when another begins at 20 s, and ends at 60 s; 10 Mbit/s",
+        110,
+        lambda kind: [Flow(kind, 20), Flow(kind, 0, 60, is_back=True)],
+        _way_back_short,
+        forward=Way(10_000_000, 25_000, 600_000),
+    ),
+    Case(
+        "alone-long",
+        "alone for 16 min, longer than the base delay's history; 5 Mbit/s",
+        960,
+        _subject((0, None)),
+        _alone_long,
+        forward=Way(5_000_000, 25_000, 1_000_000),
+    ),
+)
+"""Beside the table: what has been taken for something else before."""
+
+EVERY: Final = {**CASES, **FURTHER, **{case.name: case for case in QUICK}}
