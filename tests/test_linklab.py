@@ -180,16 +180,27 @@ def test_a_run_in_which_packets_were_late_is_doubtful() -> None:
 
 
 def test_a_run_is_drawn() -> None:
-    trace = drawing.trace_of(two_flows(), 0)
+    trace = drawing.trace_of(two_flows(), 0, "a")
     # 1,500 bytes in half a second; what was lost at 6.6 s; the window that was printed at 4 s.
     assert dict(trace.rate)[1.25] == 24_000
     assert dict(trace.losses)[6.75] == 1
     assert list(trace.cwnd) == [(4.0, 7.0)]
-    assert drawing.trace_of(two_flows(), 1).rate[0][0] == 5.25
+    assert drawing.trace_of(two_flows(), 1, "b").rate[0][0] == 5.25
     text = drawing.draw(two_flows(), title="the run")
     assert "8 Mbit/s, 25 ms each way, a queue of 500 ms" in text
     names = [element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"the run", "utp", "tcp@5", "the link's queue", "Packets lost"} <= {*names}
+    assert {"the run", "utpsocket", "TCP, cubic", "the link's queue", "Packets lost"} <= {*names}
+
+
+def test_flows_of_a_plot_are_told_apart() -> None:
+    flows = read_flows("utp,utp@3,utp:ledbat++x8,tcp:bbr<,libutp")
+    assert drawing.label_all(flows) == [
+        "utpsocket (1)",
+        "utpsocket (2)",
+        "utpsocket, ledbat++, 8 connections",
+        "TCP, bbr, the other way",
+        "libutp",
+    ]
 
 
 def test_a_figure_meets_its_goal_as_it_is_shown() -> None:

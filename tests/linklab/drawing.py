@@ -7,8 +7,10 @@ carry.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
+from tests.linklab.flows import Flow
 from tests.linklab.link import Way
 from tests.linklab.measured import PASSED, Measured
 from utpsocket.cli import plot
@@ -18,11 +20,15 @@ STEP_SECONDS: Final = 0.5
 LINK_STEP_SECONDS: Final = 0.1
 
 
+NAMES: Final = {"utp": "utpsocket", "tcp": "TCP", "libutp": "libutp", "libtorrent": "libtorrent"}
+
+
 def draw(measured: Measured, *, title: str = "") -> str:
     """The plot of this run, as a text."""
     shown = title or ", ".join(flow.name for flow in measured.flows)
+    labels = label_all(measured.flows)
     return plot.draw(
-        [trace_of(measured, number) for number in range(len(measured.flows))],
+        [trace_of(measured, number, label) for number, label in enumerate(labels)],
         title=shown,
         note=describe(measured.ways[0]) + (f". Doubtful: {measured.doubt}" if measured.doubt else ""),
         seconds=measured.seconds,
@@ -38,7 +44,23 @@ def describe(way: Way) -> str:
     return f"{rate}, {way.delay_us / 1e3:g} ms each way, a queue of {queue}{chance}"
 
 
-def trace_of(measured: Measured, number: int) -> plot.Trace:
+def label_all(flows: Sequence[Flow]) -> list[str]:
+    """What the flows are called: with a number where several would be called the same."""
+    labels = [label_of(flow) for flow in flows]
+    return [
+        f"{label} ({labels[: place + 1].count(label)})" if labels.count(label) > 1 else label
+        for place, label in enumerate(labels)
+    ]
+
+
+def label_of(flow: Flow) -> str:
+    """Of one."""
+    congestion = f", {flow.congestion}" if flow.congestion else ""
+    streams = f", {flow.streams} connections" if flow.streams > 1 else ""
+    return f"{NAMES[flow.transport]}{congestion}{streams}{', the other way' if flow.is_back else ''}"
+
+
+def trace_of(measured: Measured, number: int, name: str) -> plot.Trace:
     """One flow. A source that has several connections is shown as their sum, its delay as their mean."""
     flow = measured.flows[number]
     end = flow.until(measured.seconds)
@@ -53,7 +75,7 @@ def trace_of(measured: Measured, number: int) -> plot.Trace:
             losses[step] += packet.fate != PASSED
     middles = [flow.start + (step + 0.5) * STEP_SECONDS for step in range(steps)]
     return plot.Trace(
-        flow.name,
+        name,
         [(second, bit / STEP_SECONDS) for second, bit in zip(middles, bits, strict=True)],
         _of_streams(measured.sources[number], "cwnd_bytes", is_mean=False),
         _of_streams(measured.sources[number], "queueing_delay_us", is_mean=True),
