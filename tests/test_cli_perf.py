@@ -7,15 +7,18 @@ import json
 import signal
 import socket
 import threading
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.test_cli import TRANSPORTS, eventually, marked, processes_with, run, running
-from utpsocket.cli import main, perf
+from utpsocket.cli import main, perf, perf_plot
 from utpsocket.cli.perf_server import PerfError, Plan, Server
 from utpsocket.cli.perf_streams import CALL_BYTES, PATTERN, PATTERN_BYTES, DataMismatch, Limit, receive_all, send_all
+from utpsocket.protocol import ConnectionStats
 
 __all__ = ["marked"]  # a fixture
 
@@ -47,6 +50,45 @@ def test_loopback_prints_one_json_object(
             # The report comes by another connection: acks may be behind it.
             assert figures["sent_bytes"] >= figures["bytes"]
             assert 0 < figures["acked_bytes"] <= figures["sent_bytes"]
+
+
+@pytest.mark.parametrize("direction", [[], ["--reverse"]])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_measurement_is_drawn(transport: str, direction: list[str], marked: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "out.svg"
+    options = ["--transport", transport, "--seconds", "1", "--parallel", "2", "--plot", str(file), *direction]
+    ran = run("perf", "loopback", *options, environment=marked)
+    assert ran.returncode == 0, ran.stderr
+    texts = [element.text for element in ElementTree.parse(file).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"connection 1", "connection 2", "Rate, Mbit/s"} <= {*texts}
+    assert ("Congestion window, kB" in texts) == (not direction)
+    assert any(str(text).startswith("uTP, " if transport == "utp" else "TCP, ") for text in texts)
+
+
+def test_a_plot_that_cannot_be_written_is_status_1(marked: dict[str, str], tmp_path: Path) -> None:
+    options = ["--transport", "tcp", "--seconds", "0.5", "--plot", str(tmp_path / "none" / "out.svg")]
+    ran = run("perf", "loopback", *options, environment=marked)
+    assert ran.returncode == 1
+    assert "no plot" in ran.stderr
+    assert "goodput" in ran.stdout
+
+
+def test_samples_are_differences_and_many_connections_are_one_line() -> None:
+    def at(count: int) -> ConnectionStats:
+        figures = {"acked_bytes": 1_000 * count, "cwnd_bytes": 10, "retransmitted_packets": count}
+        return ConnectionStats(**figures, queueing_delay_us=5, received_bytes=count)  # type: ignore[arg-type]
+
+    with socket.socket() as one:
+        samples = perf_plot.Samples(is_receiving=False).of([one] * 9)
+    samples.add(1.0, [at(1)] * 9)
+    samples.add(3.0, [at(2)] * 9)
+    samples.add(3.0, [at(3)] * 9)  # no time has passed
+    (line,) = samples._lines
+    assert line.rate == [(1.0, 72_000.0), (3.0, 36_000.0)]
+    assert line.cwnd == [(1.0, 90), (3.0, 90)]
+    assert line.losses == [(1.0, 9), (3.0, 9)]
+    assert line.delay == [(1.0, 5.0), (3.0, 5.0)]
+    assert "9 connections together" in samples.draw(title="t", note="n")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

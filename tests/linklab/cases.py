@@ -62,7 +62,9 @@ class Figure:
     @property
     def shown(self) -> str:
         """With its unit."""
-        return "never" if self.value is None else f"{self.value:.{self.digits}f} {self.unit}".rstrip()
+        if self.value is None:
+            return "never" if self.goal else "–"
+        return f"{self.value:.{self.digits}f} {self.unit}".rstrip()
 
     def as_json(self) -> dict[str, Any]:
         """What --json prints of it."""

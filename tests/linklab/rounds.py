@@ -154,7 +154,9 @@ def _cell(rows: Sequence[Row], number: int) -> str:
     doubt = " ?" if any(row["doubtful"] for row in rows) else ""
     if len(figures) == 1 or any(figure["value"] is None for figure in figures):
         worst = next((figure for figure in figures if figure["value"] is None), figures[0])
-        return f"{worst['shown']}{MARKS[worst['status']]}{doubt}"
+        return (
+            f"{worst['shown'] if worst['goal'] or worst['value'] is not None else '–'}{MARKS[worst['status']]}{doubt}"
+        )
     middle = statistics.median_low(figure["value"] for figure in figures)
     shown = next(figure for figure in figures if figure["value"] == middle)
     low, high = (choose(figures, key=lambda figure: figure["value"])["shown"].split()[0] for choose in (min, max))

@@ -26,6 +26,7 @@ from typing import Final
 
 from utpsocket.cli.child import Interrupts, ServerFailed, server_process, terminate_at_eof
 from utpsocket.cli.demo import LOOPBACK, note, transport_named
+from utpsocket.cli.perf_plot import SAMPLE_SECONDS, Samples
 from utpsocket.cli.perf_server import (
     LONG_LINE_BYTES,
     OPEN_SECONDS,
@@ -98,6 +99,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     end.add_argument("--seconds", type=read_seconds, metavar="S", help="to send for, instead of a number of bytes")
     parser.add_argument("--parallel", type=read_count, metavar="N", default=1, help="connections at once (default: 1)")
     parser.add_argument("--reverse", action="store_true", help="the server sends")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw rate, congestion window, queueing delay and losses over time (SVG)"
+    )
 
 
 def read_address(text: str) -> tuple[str, int]:
@@ -197,6 +201,7 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
     if total_bytes is None and arguments.seconds is None:
         total_bytes = DEFAULT_BYTES
     plan = Plan(uuid.uuid4().hex, arguments.parallel, arguments.reverse, Limit(total_bytes, arguments.seconds))
+    samples = Samples(is_receiving=arguments.reverse) if arguments.plot else None
     try:
         with contextlib.ExitStack() as stack:
 
@@ -207,20 +212,45 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
                 progress = stack.enter_context(Progress(total_bytes))
                 return lambda counts: progress.update(sum(counts))
 
-            result = measure(host, port, plan, arguments.transport, begin)
+            result = measure(host, port, plan, arguments.transport, begin, samples)
     except (OSError, PerfError, DataMismatch) as error:
         note(f"perf: {host} port {port} over {arguments.transport}: {error or type(error).__name__}")
         return 1
     shown = json.dumps(as_json(result)) if arguments.json else as_table(result)
     print(printable(shown, sys.stdout.encoding), flush=True)
+    return 0 if samples is None else write_plot(arguments.plot, samples, result)
+
+
+def write_plot(path: str, samples: Samples, result: Measurement) -> int:
+    """Write what was seen as an SVG; the exit status."""
+    count = len(result.connections)
+    title = f"{'uTP' if result.transport == 'utp' else 'TCP'}, {show_rate(result.goodput_bytes_per_second)}"
+    note_text = f"{count:,} connection{'s' * (count > 1)}, {result.total_bytes:,} bytes in {result.seconds:.1f} s"
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(samples.draw(title=title, note=note_text))
+    except ValueError:
+        note(f"perf: no plot: the measurement took less than {2 * SAMPLE_SECONDS:g} s")
+        return 1
+    except OSError as error:
+        note(f"perf: no plot: {error}")
+        return 1
     return 0
 
 
-def measure(host: str, port: int, plan: Plan, transport_name: str, begin: Callable[[], Update]) -> Measurement:
+def measure(
+    host: str,
+    port: int,
+    plan: Plan,
+    transport_name: str,
+    begin: Callable[[], Update],
+    samples: Samples | None = None,
+) -> Measurement:
     """Carry out `plan` against the server at this address.
 
     begin   is called when the transfer is about to begin; what it returns is called with the bytes on each stream so
             far
+    samples looks at the streams meanwhile
     Raises OSError, PerfError, DataMismatch.
     """
     transport = transport_named(transport_name)
@@ -241,6 +271,8 @@ def measure(host: str, port: int, plan: Plan, transport_name: str, begin: Callab
             raise PerfError(f"the server says: {answer.get('error', answer)}")
         control.settimeout(None)
         update = begin()
+        if samples is not None:
+            stack.enter_context(samples.of(streams))
         return _transfer(control, answers, streams, plan, transport, update)
 
 

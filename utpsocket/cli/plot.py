@@ -168,6 +168,8 @@ def _draw_panel(panel: _Panel, top: float, seconds: float) -> Iterator[str]:
     largest = max(values, default=0.0) * 1.04 or 1.0
     yield _text(_LEFT, top - 7, panel.title, "title")
     for value in _ticks(largest, 2 if panel.is_counts else 5):
+        if panel.is_counts and value != int(value):
+            continue
         y = top + height - height * value / largest
         yield f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_LEFT + _INNER}" y2="{y:.1f}"/>'
         yield _text(_LEFT - 8, round(y + 4, 1), f"{value:g}", "faint right")
