@@ -25,6 +25,7 @@ from utpsocket.engine.helper import messages
 from utpsocket.engine.helper import server as engine_server
 from utpsocket.engine.helper.client import RemoteIdentity
 from utpsocket.engine.helper.messages import Argument
+from utpsocket.engine.kernel import syscalls
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.forked_copies import CopiedIdentity
@@ -573,5 +574,87 @@ assert client.recv(1) == b"x"
 client.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER
 client.close()
 assert os.waitpid(pid, 0)[1] == 0
+"""
+    assert talk(script + "print('as it should be')") == PASSED
+
+
+def test_what_there_is_room_for_is_sent_without_a_release_of_the_gil() -> None:
+    """A thread that waits for the GIL gets it only where the sender releases it: the switch interval is a quarter of an
+    hour.
+    """
+    if not syscalls.keeps_gil():
+        pytest.skip("needs 64-bit Linux and a GIL")
+    script = """
+from utpsocket.protocol.build import IS_COMPILED
+client, server = pair()
+read_end, write_end = os.pipe()
+ran = []
+def compute():
+    while os.read(read_end, 1):
+        ran.append(True)
+thread = threading.Thread(target=compute, daemon=True)  # an assertion that fails must end the script
+thread.start()
+sys.setswitchinterval(900)
+def have_it_wait():
+    while True:
+        ran.clear()
+        os.write(write_end, b"x")
+        until = time.monotonic() + 0.01
+        while time.monotonic() < until:
+            pass
+        if not ran:
+            return
+whole = bytes(range(250)) * 400
+kinds = [whole, bytearray(whole), memoryview(bytearray(whole))]
+kinds += [memoryview(whole + whole)[:len(whole)]] if IS_COMPILED else []
+for data in kinds:
+    for method, result in ((client.send, len(whole)), (client.sendall, None)):
+        for _ in range(5):
+            have_it_wait()
+            assert method(data) == result
+            assert not ran
+            received = b""
+            while len(received) < len(whole):
+                received += server.recv(len(whole) - len(received))
+            assert received == whole
+sys.setswitchinterval(0.005)
+os.close(write_end)
+thread.join()
+"""
+    assert talk(script + "print('as it should be')") == PASSED
+
+
+def test_what_there_is_no_room_for_waits_as_the_socket_does() -> None:
+    script = """
+client, server = pair()
+whole = bytes(range(250)) * 40_000
+client.setblocking(False)
+sent = 0
+try:
+    while True:
+        sent += client.send(memoryview(whole)[sent:])
+except BlockingIOError:
+    pass
+assert errno_of(client.sendall, whole) == "EAGAIN"
+client.settimeout(0.01)
+assert errno_of(client.sendall, bytearray(9_000_000)) == "TimeoutError"
+for wrong in ("text", None, 1):
+    try:
+        client.sendall(wrong)
+    except TypeError:
+        continue
+    raise AssertionError(wrong)
+client.settimeout(None)
+client, server = pair()
+def send():
+    client.sendall(memoryview(whole).cast("H"))
+    client.sendall(b"")
+    client.close()
+sender = threading.Thread(target=send)
+sender.start()
+assert receive_all(server) == whole
+sender.join()
+server.close()
+assert errno_of(client.send, b"x") == "EBADF"
 """
     assert talk(script + "print('as it should be')") == PASSED

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.kernel import fd_names, high_fds
     from utpsocket.engine.user_fds.socket_state import Identity, Role
     from utpsocket.protocol import Address
-    from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, to_tcp
+    from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, sending, to_tcp
     from utpsocket.sockets.rules import Routes
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
@@ -800,6 +800,8 @@ class socket(StdlibSocket):
             return Socket.send(self, data, flags)
         errors.before_send(self, identity, flags)
         try:
+            if identity.owner_pid != os.getpid() and (count := sending.sent_at_once(self, data, flags)):
+                return count
             return Socket.send(self, data, flags)
         except OSError as error:
             raise errors.send_error(self, identity, error) from None
@@ -822,6 +824,10 @@ class socket(StdlibSocket):
             return
         errors.before_send(self, identity, flags)
         try:
+            if identity.owner_pid != os.getpid() and (count := sending.sent_at_once(self, data, flags)):
+                data = memoryview(data).cast("B")[count:]
+                if not data:
+                    return
             Socket.sendall(self, data, flags)
         except OSError as error:
             raise errors.send_error(self, identity, error) from None
@@ -898,13 +904,13 @@ def load() -> None:
     Called by patch_all(), or when the first uTP socket is made, by the thread that makes it. So nothing is imported
     later, on the engine's thread or after a chroot().
     """
-    global accepting, closing, errors, fd_names, high_fds, lifecycle, option_calls, registry, stats, to_tcp
+    global accepting, closing, errors, fd_names, high_fds, lifecycle, option_calls, registry, sending, stats, to_tcp
     global Identity, Role, _UNCONNECTED, _is_loaded
     with _loading:
         from utpsocket import stats
         from utpsocket.engine.kernel import fd_names, high_fds
         from utpsocket.engine.user_fds.socket_state import Identity, Role
-        from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, to_tcp
+        from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, sending, to_tcp
 
         _UNCONNECTED = Role.UNCONNECTED
         _is_loaded = True
