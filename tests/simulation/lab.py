@@ -202,7 +202,7 @@ def clocks(controller: str | None) -> Iterator[Figure]:
     for ppm in (500, -500):
         scene = Scene(Way(5, 25, 1000), None, [Flow("utp", ppm=ppm)], seconds=300, controller=controller).run()
         yield Figure(f"{ppm:+d} ppm: we get", scene.goodput(0, 10, 300), "Mbit/s", ">= 4.7")
-        yield Figure(f"{ppm:+d} ppm: delay in the last minute", scene.delay(240, 300)[0], "ms", "<= 110")
+        yield Figure(f"{ppm:+d} ppm: delay, last minute", scene.delay(240, 300)[0], "ms", "<= 110")
 
 
 def no_timestamps(controller: str | None) -> Iterator[Figure]:

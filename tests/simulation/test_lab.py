@@ -28,7 +28,7 @@ def test_the_simulation_agrees_with_what_was_measured_over_a_link() -> None:
     compared = 0
     for rows in read(snapshot("ledbat")).values():
         for line in rows:
-            value, measured = line[52:59].strip(), line[85:].strip()
+            value, measured = line[52:59].strip(), line[88:].strip()
             if measured.lstrip("-").replace(".", "").isdigit():
                 compared += 1
                 slack = max(0.2 * abs(float(measured)), 1.5 if line[61:67] == "Mbit/s" else 0.1)
