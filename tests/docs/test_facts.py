@@ -36,7 +36,7 @@ from utpsocket.protocol import (
     times,
     validation,
 )
-from utpsocket.protocol.congestion import CONTROLLERS, base_delay, controller, ledbat, queueing_delay, slow_start
+from utpsocket.protocol.congestion import CONTROLLERS, base_delay, clock_skew, controller, ledbat, slow_start
 from utpsocket.sockets import fd_pair, option_calls, rules
 
 
@@ -144,10 +144,9 @@ FACTS = [
     ("protocol", {2: "Least window: two packets."}[controller.MIN_PACKETS]),
     ("protocol", {10: "Slow start begins with ten packets"}[controller.INITIAL_PACKETS]),
     ("protocol", {4: "by a quarter per round trip (RFC 9406)"}[slow_start.CSS_GROWTH_DIVISOR]),
-    (
-        "protocol",
-        f"more than {ms(queueing_delay.MAX_DRIFT_US)} ms in {seconds(queueing_delay.DRIFT_PERIOD_US)} s, a seventh",
-    ),
+    ("protocol", f"at most {number(clock_skew.MAX_SKEW_PPB // 1_000)} ppm"),
+    ("protocol", f"rises by {ms(base_delay.MIN_STEP_US)} ms or more"),
+    ("protocol", f"for {seconds(base_delay.FLAT_SLICES * base_delay.SLICE_US)} s does not fall"),
     ("protocol", f"is longer than {ms(pacing.PACED_FROM_RTT_US)} ms, a burst is about {ms(pacing._BURST_US)} ms"),
     ("protocol", f"{seconds(close_timers.TIME_WAIT_US)} s or 1.5 timeouts"),
     ("protocol", f"known to be lost, {seconds(close_timers.MAX_TIME_WAIT_US)} s at most"),

@@ -1,65 +1,63 @@
-"""DelayController.on_peer_delay() returns early where a sample changes nothing: it must do the same as without that."""
+"""Whatever waits in queues, in either direction: the base delay is no queue's, and no queue is taken for a clock."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utpsocket.protocol.congestion import queueing_delay
-from utpsocket.protocol.congestion.ledbat import Ledbat
+from utpsocket.protocol.congestion.base_delay import SLICE_US, BaseDelay
+from utpsocket.protocol.congestion.clock_skew import MAX_SKEW_PPB, ClockSkew
 from utpsocket.protocol.times import TIMESTAMP_MASK
 
-MINUTE_US = 60_000_000
-# How a sample differs from the one before: mostly by little, sometimes by about half the range of the times.
-steps = st.one_of(
-    st.integers(-300, 300),
-    st.integers(-20_000, 20_000),
-    st.sampled_from([0, 1 << 30, (1 << 31) - 1, 1 << 31, (1 << 31) + 1, -(1 << 31)]),
-)
-waits = st.one_of(st.integers(0, 1_000), st.sampled_from([5_000_000, MINUTE_US - 1, MINUTE_US, 14 * MINUTE_US]))
-
-
-def on_peer_delay(controller: Ledbat, delay_us: int, *, now: int) -> None:
-    """Without the early return."""
-    base, own = controller._peer_base_delay, controller._base
-    before_us = base.value_us
-    base.add(delay_us, now=now)
-    if before_us < 0:
-        controller._drift_ends_at = now + queueing_delay.DRIFT_PERIOD_US
-        return
-    if base.value_us != before_us:
-        fall_us = (before_us - base.value_us) & TIMESTAMP_MASK
-        if fall_us <= 10_000 and own.value_us >= 0:
-            own.shift(fall_us)
-            controller._drift_us += fall_us
-    if now >= controller._drift_ends_at:
-        controller._drift_ends_at = now + queueing_delay.DRIFT_PERIOD_US
-        controller._drift_penalty_us = max(0, controller._drift_us - queueing_delay.MAX_DRIFT_US) // 7
-        controller._drift_us = 0
-
-
-def state(controller: Ledbat) -> Any:
-    bases = [
-        (each.value_us, each.lowest_us, each.minima, each.minute_ends_at)
-        for each in (controller._base, controller._peer_base_delay)
-    ]
-    return bases, controller._drift_us, controller._drift_ends_at, controller._drift_penalty_us
+PERIOD_US = 10_000_000
+delays = st.integers(0, TIMESTAMP_MASK)
 
 
 @given(
-    first_us=st.integers(0, TIMESTAMP_MASK),
-    samples=st.lists(st.tuples(steps, waits, st.booleans()), min_size=1, max_size=60),
+    offset_us=delays,
+    ppb=st.integers(-MAX_SKEW_PPB, MAX_SKEW_PPB),
+    queues=st.lists(st.tuples(st.integers(0, 1_000_000), st.integers(0, 1_000_000)), max_size=200),
 )
-def test_a_sample_that_changes_nothing_is_passed_over(first_us: int, samples: list[tuple[int, int, bool]]) -> None:
-    fast, slow = Ledbat(1_400), Ledbat(1_400)
-    delay_us, now = first_us, 1_000
-    for step_us, wait_us, has_own_sample in samples:
-        delay_us, now = (delay_us + step_us) & TIMESTAMP_MASK, now + wait_us
-        if has_own_sample:
-            fast.on_delay(delay_us, now=now)
-            slow.on_delay(delay_us, now=now)
-        fast.on_peer_delay(delay_us, now=now)
-        on_peer_delay(slow, delay_us, now=now)
-        assert state(fast) == state(slow)
+def test_the_estimate_of_the_clocks_only_comes_nearer(offset_us: int, ppb: int, queues: list[tuple[int, int]]) -> None:
+    """Once both queues have been empty, what they do later makes the estimate no worse."""
+    skew = ClockSkew()
+    error_ppb = abs(ppb)
+    for period, (ours_us, peers_us) in enumerate([(0, 0), *queues]):
+        now = period * PERIOD_US
+        drift_us = now * ppb // 1_000_000_000
+        delay_us = 20_000 + ours_us + drift_us
+        peer_delay_us = 30_000 + peers_us - drift_us
+        skew.add(now, delay_us + peer_delay_us, (delay_us - peer_delay_us + 2 * offset_us) & TIMESTAMP_MASK)
+        if period % 60 == 59:
+            return  # then the sample of the empty path is forgotten
+        assert abs(skew.rate_ppb - ppb) <= error_ppb
+        error_ppb = abs(skew.rate_ppb - ppb)
+
+
+@given(ppb=st.integers(-MAX_SKEW_PPB, MAX_SKEW_PPB), count=st.integers(12, 500), offset_us=delays)
+def test_an_empty_path_shows_the_clocks(ppb: int, count: int, offset_us: int) -> None:
+    skew = ClockSkew()
+    for period in range(count):
+        drift_us = period * PERIOD_US * ppb // 1_000_000_000
+        skew.add(period * PERIOD_US, 50_000, (offset_us + 2 * drift_us) & TIMESTAMP_MASK)
+    assert abs(skew.rate_ppb - ppb) <= 2_000
+
+
+@given(
+    offset_us=delays,
+    queues=st.lists(st.integers(0, 900_000), min_size=1, max_size=300),
+    target_us=st.sampled_from([60_000, 100_000]),
+)
+def test_a_base_that_rises_for_a_queue_is_found_again(offset_us: int, queues: list[int], target_us: int) -> None:
+    """However queues rise and stand: while less than two levels have been the path's, the base is that of the path."""
+    base = BaseDelay()
+    now = 0
+    base.add(offset_us, now=now)
+    assert base.value_us == offset_us
+    for queue_us in [*queues, 0]:
+        now += SLICE_US
+        above_us = base.add((offset_us + queue_us) & TIMESTAMP_MASK, now=now)
+        base.end_slice(10_000, target_us, now=now)
+        assert 0 <= above_us <= queue_us
+        assert 0 <= (base.value_us - offset_us) & TIMESTAMP_MASK <= max(queues)
+    assert base.value_us == offset_us

@@ -92,7 +92,7 @@ def handle_lone(send: SendHalf, receive: ReceiveHalf, recv_id: int, data: memory
     receive.received_at = now  # as on_timestamps()
     if timestamp_us:
         receive.difference_us = peer_delay_us = (now - timestamp_us) & TIMESTAMP_MASK
-        send.controller.on_peer_delay(peer_delay_us, now=now)
+        send.controller.on_peer_delay(peer_delay_us)
     receive.peer_difference_us = delay_us = 0 if difference_us == UNKNOWN_DIFFERENCE_US else difference_us
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
         if not send.on_ack_of_lone(ack_next_seq, window_bytes, delay_us, is_state=False, now=now):

@@ -345,6 +345,8 @@ class Outstanding:
         if delay_us:
             peer.reports_delay = True
             controller.on_delay(delay_us, now=now)
+        elif not peer.reports_delay:
+            controller.on_round_trip(rtt_us, now=now)
         if flight.total_bytes:
             controller.on_ack(
                 flight.total_bytes,
@@ -444,6 +446,8 @@ class Outstanding:
         if delay_us:
             self.peer.reports_delay = True
             controller.on_delay(delay_us, now=now)
+        elif not self.peer.reports_delay and acknowledged.sends == 1:
+            controller.on_round_trip(recovery.latest_rtt_us, now=now)
         if acknowledged.total_bytes and not lost:
             controller.on_ack(
                 acknowledged.total_bytes,

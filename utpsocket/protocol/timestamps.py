@@ -21,7 +21,7 @@ def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, diffe
     receive.received_at = now
     if timestamp_us:
         receive.difference_us = delay_us = (now - timestamp_us) & TIMESTAMP_MASK
-        send.controller.on_peer_delay(delay_us, now=now)
+        send.controller.on_peer_delay(delay_us)
     receive.peer_difference_us = peer_difference_us = 0 if difference_us == UNKNOWN_DIFFERENCE_US else difference_us
     return peer_difference_us
 
@@ -29,7 +29,3 @@ def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, diffe
 def on_run_timestamps(send: SendHalf, receive: ReceiveHalf, timestamps: array[int], *, now: int) -> None:
     """Take in the timestamps of the other packets of a run, the first of which has been through on_timestamps()."""
     receive.difference_us = (now - timestamps[-1]) & TIMESTAMP_MASK
-    controller, newest = send.controller, max(timestamps)
-    if newest - min(timestamps) > TIMESTAMP_MASK >> 3 or controller.changes_base((now - newest) & TIMESTAMP_MASK):
-        for timestamp_us in timestamps[1:]:
-            controller.on_peer_delay((now - timestamp_us) & TIMESTAMP_MASK, now=now)

@@ -57,13 +57,13 @@ class Controller:
         """
         raise NotImplementedError
 
-    def on_peer_delay(self, delay_us: int, *, now: int) -> None:
-        """We have measured the one-way delay of a packet of the peer's: it shows how the clocks drift."""
+    def on_round_trip(self, rtt_us: int, *, now: int) -> None:
+        """The peer measures no one-way delays: a round trip stands for one."""
         raise NotImplementedError
 
-    def changes_base(self, delay_us: int) -> bool:
-        """Whether on_peer_delay() would change anything for this delay, or one that is up to an eighth of the range
-        longer, at the time of its last call. May return True needlessly.
+    def on_peer_delay(self, delay_us: int) -> None:
+        """We have measured the one-way delay of a packet of the peer's, with the difference of the clocks in it: the
+        packet that the next call of on_delay() is about.
         """
         raise NotImplementedError
 

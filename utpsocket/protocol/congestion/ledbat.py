@@ -49,7 +49,8 @@ class Ledbat(SlowStartController):
             queueing_us = self._sample2_us
         if self._sample3_us < queueing_us:
             queueing_us = self._sample3_us
-        queueing_us = queueing_us + self._drift_penalty_us if queueing_us < NO_SAMPLE else 0
+        if queueing_us == NO_SAMPLE:
+            queueing_us = 0
         if rtt_us and queueing_us > rtt_us:
             queueing_us = rtt_us  # the queueing delay is a part of the round trip
         window = self.window_bytes

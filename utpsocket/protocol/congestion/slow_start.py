@@ -81,6 +81,12 @@ class SlowStartController(DelayController):
             self.window_bytes = max(self.window_bytes, window)
             self._before_reduction = None
 
+    def _on_longer_route(self) -> None:
+        """See DelayController. A longer path holds more, so the window doubles again."""
+        self.is_slow_start = True
+        self._is_conservative = False
+        self._ssthresh_bytes = 0
+
     def seed_window(self, window_bytes: int) -> None:
         """See Controller.seed_window. Does nothing after a queue or a timeout: then this path's own window is
         better.
