@@ -252,8 +252,8 @@ def _alone_long(run: Measured) -> Iterator[Figure]:
 def _validate(run: Measured) -> Iterator[Figure]:
     yield share("TCP's part of what the link can carry", run.goodput(0, 5, 15) / GOODPUT_BPS, at_least=97, at_most=101)
     yield Figure("smallest ping with nothing beside it", run.ping(0, 1.9).min_us / 1e3, "ms", 50, 51)
-    # A full queue of 200 ms, and the two delays.
-    yield Figure("largest ping beside TCP", run.ping(5, 15).max_us / 1e3, "ms", 230, 262, 0)
+    # A queue of 200 ms that TCP fills again and again, and the two delays.
+    yield Figure("ping beside TCP, 95 %", run.ping(5, 15).p95_us / 1e3, "ms", 215, 262, 0)
     yield Figure("smallest ping, 30 ms longer each way", run.ping(17, 19).min_us / 1e3, "ms", 110, 111)
 
 
