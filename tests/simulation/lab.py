@@ -1,6 +1,6 @@
 """The cases of congestion control in virtual time: goal and figure, met or not.
 
-    python3 -m tests.simulation.lab [CASE…] [--controller NAME] [--json FILE] [--write]
+    python3 -m tests.simulation.lab [CASE…] [--controller NAME] [--json FILE] [--write] [--plot FOLDER]
 
 Each case is a Scene (scene.py) and the figures that are read off it. The last column is what `ledbat` with libutp's
 constants had over an emulated link of namespaces with Linux's own TCP: how far it agrees with lab-ledbat.txt says how
@@ -20,8 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.simulation import drawing
 from tests.simulation.links import Way
-from tests.simulation.scene import UTP_SHARE, Change, Flow, Scene, jain
+from tests.simulation.scene import UTP_SHARE, WHEN_RUN, Change, Flow, Scene, jain
 
 
 def snapshot(controller: str | None) -> Path:
@@ -247,9 +248,22 @@ def row(case: str, figure: Figure) -> str:
     ).rstrip()
 
 
-def run(case: str, controller: str | None = None) -> list[Figure]:
-    """All figures of a case."""
-    return list(CASES[case](controller))
+def run(case: str, controller: str | None = None, plots: Path | None = None) -> list[Figure]:
+    """All figures of a case; its scenes are drawn into the folder `plots`."""
+    if plots is None:
+        return list(CASES[case](controller))
+    drawn: list[str] = []
+
+    def look(scene: Scene) -> None:
+        number = f" {len(drawn) + 1}" if drawn else ""
+        drawn.append(drawing.draw(scene, title=f"{case.replace('_', ' ')}{number}"))
+        (plots / f"{case}{number.replace(' ', '-')}.svg").write_text(drawn[-1], encoding="utf-8")
+
+    WHEN_RUN.append(look)
+    try:
+        return list(CASES[case](controller))
+    finally:
+        WHEN_RUN.remove(look)
 
 
 def read(file: Path) -> dict[str, list[str]]:
@@ -268,12 +282,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--write", action="store_true", help="renew lab.txt")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw each scene, CASE.svg there")
     arguments = parser.parse_args()
+    if arguments.plot:
+        arguments.plot.mkdir(exist_ok=True)
     cases = arguments.cases or list(CASES)
     figures: dict[str, list[Figure]] = {}
     print(HEADING, end="", flush=True)
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for case, found in zip(cases, pool.map(run, cases, [arguments.controller] * len(cases)), strict=True):
+        same = [[value] * len(cases) for value in (arguments.controller, arguments.plot)]
+        for case, found in zip(cases, pool.map(run, cases, *same), strict=True):
             figures[case] = found
             print("\n".join(row(case, figure) for figure in found), flush=True)
     if arguments.json:

@@ -6,7 +6,7 @@ Times are seconds since the start, rates Mbit/s, delays ms. Goodput and windows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +209,10 @@ class _TcpFlow:
         return self.sender.window_bytes, 0, self.sender.lost
 
 
+WHEN_RUN: list[Callable[[Scene], None]] = []
+"""Each is called with every scene when that has run."""
+
+
 class Scene:
     """Make it, then run() once.
 
@@ -271,6 +275,8 @@ class Scene:
                 make = _UtpFlow if flow.kind == "utp" else _TcpFlow
                 self._running[which] = running = make(self, flow, there, back)
                 running.start()
+        for look in WHEN_RUN:
+            look(self)
         return self
 
     def _change(self, change: Change) -> None:
