@@ -143,6 +143,7 @@ def test_rates_and_delays_are_those_of_the_span_asked_about() -> None:
     assert measured.ping(0, 10) == Delay(50_000, 60_000, 70_000, 70_000, lost=1)
     assert measured.reaches(1, 3.9e6, 5) == pytest.approx(1.0, abs=0.06)
     assert measured.reaches(1, 5e6, 5) is None
+    assert measured.reaches(1, 3.9e6, 0, 4) is None
     assert measured.time_for(1, 500_000) == pytest.approx(1.0, abs=0.01)
     assert measured.source(0, 5)["cwnd_bytes"] == 7
     assert measured.source(0, 3) == {}

@@ -196,7 +196,7 @@ LONGER_US: Final = 130_000
 
 
 def _route(run: Measured) -> Iterator[Figure]:
-    yield seconds("90 % of the rate after", run.reaches(0, 0.9 * GOODPUT_BPS, 31), at_most=15)
+    yield seconds("90 % of the rate after", run.reaches(0, 0.9 * GOODPUT_BPS, 31, 80), at_most=15)
     yield mbit("15 s to 50 s afterwards", run.goodput(0, 45, 80), at_least=round(0.9 * GOODPUT_BPS / 1e6, 1))
     yield ms("queueing delay then", run.waits(45, 80).mean_us)
     yield mbit("the path is short again", run.goodput(0, 85, 120))
@@ -332,7 +332,7 @@ CASES: Final = _of(
     ),
     Case(
         "eight-of-one",
-        "8 connections of one process",
+        "8 connections of one process, each after the one before",
         90,
         lambda kind: [Flow(kind, streams=8)],
         _eight(0.95, of_one=True),

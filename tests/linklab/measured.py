@@ -149,10 +149,14 @@ class Measured:
         """Bits per second of payload."""
         return (self.bytes_at(flow, end, stream) - self.bytes_at(flow, start, stream)) * 8 / (end - start)
 
-    def reaches(self, flow: int, rate_bps: float, start: float, *, window: float = 1.0) -> float | None:
-        """Seconds after `start` until goodput over the window that ends then was as much; None if it never was."""
+    def reaches(self, flow: int, rate_bps: float, start: float, until: float | None = None) -> float | None:
+        """Seconds after `start` until goodput over the second that ends then was as much.
+
+        None if it was not before `until`, which is the end of the run unless it is given.
+        """
+        window = 1.0
         second = start + window
-        while second <= self.seconds:
+        while second <= (self.seconds if until is None else until):
             if self.goodput(flow, second - window, second) >= rate_bps:
                 return second - start
             second += STEP_SECONDS

@@ -48,12 +48,17 @@ function sink () {
   })
 }
 
+// One connection after the other, as in stream_side.py.
 function send (socket, number) {
+  if (number === settings.streams) return
   const stream = socket.connect(settings.port, settings.host)
   const chunk = Buffer.alloc(CHUNK_BYTES)
   const more = () => stream.write(chunk, (error) => { if (!error) more() })
   stream.on('error', (error) => say({ t: now(), stream: number, error: String(error) }))
-  stream.on('connect', () => { for (let n = 0; n < WRITES_AT_ONCE; n++) more() })
+  stream.on('connect', () => {
+    for (let n = 0; n < WRITES_AT_ONCE; n++) more()
+    send(socket, number + 1)
+  })
 }
 
 function source () {
@@ -64,7 +69,7 @@ function source () {
   process.stdin.once('data', (line) => {
     const origin = JSON.parse(String(line)).origin
     setTimeout(() => {
-      for (let number = 0; number < settings.streams; number++) send(socket, number)
+      send(socket, 0)
       setInterval(() => say({ t: now(), stream: 0, cpu_seconds: cpuSeconds() }), SOURCE_MS)
     }, Math.max(0, (origin + settings.start - now()) * 1000))
     setTimeout(() => process.exit(0), Math.max(0, (origin + settings.end - now()) * 1000))

@@ -88,14 +88,22 @@ def source(settings: dict[str, Any]) -> None:
     def send(connection: Any, number: int) -> None:
         payload = bytes(CHUNK_BYTES)
         try:
-            connection.connect((settings["host"], settings["port"]))
             while True:
                 connection.send(payload)
         except OSError as error:
             say(t=time.monotonic(), stream=number, error=str(error))
 
-    for number, connection in enumerate(connections):
-        threading.Thread(target=send, args=(connection, number), daemon=True).start()
+    def connect() -> None:
+        # One after the other, as a program does, so that they begin a round trip apart.
+        for number, connection in enumerate(connections):
+            try:
+                connection.connect((settings["host"], settings["port"]))
+            except OSError as error:
+                say(t=time.monotonic(), stream=number, error=str(error))
+                continue
+            threading.Thread(target=send, args=(connection, number), daemon=True).start()
+
+    threading.Thread(target=connect, daemon=True).start()
     figures_of = tcp_figures if is_tcp else utp_figures
     while (left := origin + settings["end"] - time.monotonic()) > 0:
         time.sleep(min(left, SOURCE_SECONDS))
