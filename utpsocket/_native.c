@@ -11,6 +11,7 @@
        read_fields                        read_fields_in_python()             protocol/packet.py
        compose_lone                       compose_lone_in_python()            protocol/packet.py
        epoll_wait                         libc.epoll_wait                     engine/interpreter/libc.py
+       epoll_ctl                          epoll_ctl_in_python()               engine/kernel/poller.py
 
    Rules. Nothing here keeps state between two calls, and nothing is parsed but what check_run() and
    read_fields() read. All memory
@@ -587,6 +588,27 @@ connect_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return PyLong_FromLong(result);
 }
 
+PyDoc_STRVAR(epoll_ctl_doc, "epoll_ctl(epoll_fd, operation, fd, events) -> int\n\n\
+The errno, 0 for none. See engine/kernel/poller.py.");
+
+static PyObject *
+control_epoll(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (wrong_count("epoll_ctl", nargs, 4) < 0)
+        return NULL;
+    int epoll_fd = descriptor(args[0]), fd = epoll_fd < 0 ? -1 : descriptor(args[2]);
+    Py_ssize_t operation = fd < 0 ? -1 : number(args[1]), events = operation < 0 ? -1 : number(args[3]);
+    if (events < 0)
+        return NULL;
+    if (operation > INT_MAX || events > UINT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no operation, or no events");
+        return NULL;
+    }
+    struct epoll_event event = {.events = (uint32_t)events};
+    event.data.fd = fd;
+    return PyLong_FromLong(epoll_ctl(epoll_fd, (int)operation, fd, &event) < 0 ? errno : 0);
+}
+
 static uint32_t
 read_uint32(const unsigned char *at)
 {
@@ -682,6 +704,7 @@ static PyMethodDef functions[] = {
     {"check_run", (PyCFunction)(void (*)(void))check_run, METH_FASTCALL, check_run_doc},
     {"read_fields", (PyCFunction)(void (*)(void))read_fields, METH_FASTCALL, read_fields_doc},
     {"epoll_wait", (PyCFunction)(void (*)(void))wait_for_events, METH_FASTCALL, epoll_wait_doc},
+    {"epoll_ctl", (PyCFunction)(void (*)(void))control_epoll, METH_FASTCALL, epoll_ctl_doc},
     {"compose_lone", (PyCFunction)(void (*)(void))compose_lone, METH_FASTCALL, compose_lone_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -189,7 +189,7 @@ class Calls:
 
             return call
 
-        native.read = wrapped(native.read, "eventfd.read")
+        native.read_word = wrapped(native.read_word, "eventfd.read")
         wake = self._loop._wake_up.wake
         self._loop._wake_up.wake = partial(wrapped(wake, "eventfd.write", any_thread=True))
         engines_os.fstat = wrapped(engines_os.fstat, "fstat")

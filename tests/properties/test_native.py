@@ -34,6 +34,7 @@ from utpsocket.engine.interpreter import libc
 from utpsocket.engine.kernel import high_fds, native_calls, syscalls
 from utpsocket.engine.kernel.epoll_sleep import EVENT
 from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
+from utpsocket.engine.kernel.poller import epoll_ctl_in_python
 from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.packet import (
@@ -170,6 +171,26 @@ def test_a_header_is_read_alike(native: Any, datagram: bytes, is_writable: bool)
     assert packet is not None
     fields = packet.connection_id, packet.timestamp_us, packet.difference_us, packet.window_bytes
     assert found == (*fields, packet.seq16, packet.ack16)
+
+
+registrations = st.lists(
+    st.tuples(st.sampled_from([1, 2, 3, 9]), st.integers(0, 2), st.sampled_from([0, 1, 4, 5, 0x2019, 1 << 31 | 5])),
+    max_size=20,
+)
+
+
+@several
+@given(steps=registrations)
+def test_what_an_epoll_watches_is_changed_alike(native: Any, steps: list[tuple[int, int, int]]) -> None:
+    with contextlib.ExitStack() as stack:
+        ours, twins = stack.enter_context(select.epoll()), stack.enter_context(select.epoll())
+        pairs = [[stack.enter_context(end) for end in socket.socketpair()] for _ in range(2)]
+        pairs[0][1].send(b"x")
+        fds = [pairs[0][0].fileno(), pairs[1][0].fileno(), no_fd()]
+        for operation, index, events in steps:
+            done = native.epoll_ctl(ours.fileno(), operation, fds[index], events)
+            assert done == epoll_ctl_in_python(twins.fileno(), operation, fds[index], events)
+            assert sorted(ours.poll(0)) == sorted(twins.poll(0))
 
 
 unbounded = st.one_of(st.integers(0, 2**62), st.sampled_from([0, 1, 0xFFFF, 0x10000, 2**32 - 1, 2**32, 2**63, 2**64]))
@@ -536,6 +557,7 @@ ARGUMENTS = {
     "read_fields": 1,
     "compose_lone": 9,
     "epoll_wait": 4,
+    "epoll_ctl": 4,
 }
 
 

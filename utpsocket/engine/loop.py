@@ -749,7 +749,7 @@ class Loop:
         """The bridge has got the engine's end of its pair: register it with epoll."""
         self.watch(bridge.engine_fd, _BRIDGE_EVENTS, bridge)
         if not bridge.is_gated:
-            self._readable_bridges[bridge] = None
+            bridge.is_readable = False  # epoll reports what is there already
         self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:

@@ -29,7 +29,7 @@ from utpsocket.engine.channels.gate import drain_filler
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
 from utpsocket.engine.faults import RETRY_US, TRANSIENT_ERRNOS, errno_of
 from utpsocket.engine.interpreter import native
-from utpsocket.engine.interpreter.native import Socket, poll
+from utpsocket.engine.interpreter.native import Socket, polled
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.native_calls import NativeStream, Stream
@@ -364,9 +364,8 @@ class Bridge:
 
     def poll_engine_sock(self) -> None:
         """Take in now what epoll would report in the next iteration."""
-        poller = poll()
-        poller.register(self.engine_fd, EPOLLIN | EPOLLRDHUP)
-        for _, mask in poller.poll(0):
+        mask = polled(self.engine_fd, EPOLLIN | EPOLLRDHUP)
+        if mask:
             self.on_event(mask)
 
     def read_user(self, *, now: int, is_due: bool) -> None:  # noqa: C901  # its parts would be calls

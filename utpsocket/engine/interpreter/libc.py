@@ -73,7 +73,13 @@ socket: Callable[[int, int, int], int] = _declared(_keeping, "socket", _int, _in
 connect: Messages = _declared(_keeping, "connect", _int, _pointer, _uint)
 accept4: Callable[[int, Pointer, Pointer, int], int] = _declared(_keeping, "accept4", _int, _pointer, _pointer, _int)
 shutdown: Callable[[int, int], int] = _declared(_keeping, "shutdown", _int, _int)
+bind: Messages = _declared(_keeping, "bind", _int, _pointer, _uint)
+getsockname: Callable[[int, Pointer, Pointer], int] = _declared(_keeping, "getsockname", _int, _pointer, _pointer)
 close: Callable[[int], int] = _declared(_keeping, "close", _int)
+read: Messages = _declared(_keeping, "read", _int, _pointer, _size, result=_ssize)
+epoll_ctl: Callable[[int, int, int, Pointer], int] = _declared(_keeping, "epoll_ctl", _int, _int, _int, _pointer)
+poll_at_once: Callable[[Pointer, int, int], int] = _declared(_keeping, "poll", _pointer, _ulong, _int)
+"""poll(2) with a timeout of 0."""
 setsockopt: Callable[[int, int, int, Pointer, int], int] = _declared(
     _keeping, "setsockopt", _int, _int, _int, _pointer, _uint
 )
@@ -96,7 +102,6 @@ main_interpreter: Callable[[], int] = _declared(_interpreter, "PyInterpreterStat
 
 # ── with the GIL released ──
 
-epoll_ctl: Callable[[int, int, int, Pointer], int] = _declared(_releasing, "epoll_ctl", _int, _int, _int, _pointer)
 setns: Callable[[int, int], int] = _declared(_releasing, "setns", _int, _int)
 mmap: Callable[[Pointer, int, int, int, int, int], int | None] = _declared(
     _releasing, "mmap", _pointer, _size, _int, _int, _int, ctypes.c_long, result=_pointer

@@ -36,6 +36,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import (
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -45,7 +46,7 @@ from utpsocket.engine.interpreter.native import (
     poll,
     replace_socket,
 )
-from utpsocket.engine.interpreter.originals import fcntl, os, resource
+from utpsocket.engine.interpreter.originals import ctypes, fcntl, os, resource
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error
 
@@ -100,10 +101,14 @@ class HighSocket(Socket):
             else:
                 _kept.append(_owner(iter(self.detach, -1)))
                 return
-        try:
-            Socket.close(self)
-        except OSError as error:
-            reraise_handler_error(error)  # close(2): the fd is closed, whatever the error
+        # Without releasing the GIL, and without a line of Python in between. close(2): the fd is closed, whatever the
+        # error.
+        next(map(libc.close, iter(self.detach, -1)), None)
+
+    def shutdown(self, how: int) -> None:
+        """As socket.shutdown(), without releasing the GIL."""
+        if libc.shutdown(self.fileno(), how):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     # In place of the C class's finalizer, which would issue a ResourceWarning about a socket that is not the program's.
     # A function in C, so that no signal handler runs within it.

@@ -24,8 +24,9 @@ from utpsocket.engine.interpreter import libc, native
 from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.interpreter.originals import ctypes, fcntl, io, os, struct, time
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
-from utpsocket.engine.kernel.epoll_sleep import MAX_EVENTS, MAX_TIMEOUT_MS, EpollSleep
+from utpsocket.engine.kernel.epoll_sleep import EVENT, MAX_EVENTS, MAX_TIMEOUT_MS, EpollSleep
 from utpsocket.engine.kernel.high_fds import high_duplicate, new_epoll
+from utpsocket.protocol.native import native_or
 from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ _ALWAYS_REPORTED: Final = 0x018
 # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP
 _LEVEL_EVENTS: Final = 0x201F
 _POLLFD: Final = struct.Struct("=ihh")
+# sys/epoll.h
+_EPOLL_CTL_ADD: Final = 1
+_EPOLL_CTL_DEL: Final = 2
+_EPOLL_CTL_MOD: Final = 3
 _occupants: list[Epoll] = []
 
 
@@ -155,11 +160,7 @@ def sleep_until_ready(pause: CollectorPause, fds: list[tuple[int, int]], timeout
 def polls(sock: native.Socket, events: int) -> bool:
     """Whether poll(2) reports one of these events of the socket, or it has been closed. Any thread."""
     fd = sock.fileno()
-    if fd < 0:
-        return True
-    poller = native.poll()
-    poller.register(fd, events)
-    return bool(poller.poll(0))
+    return fd < 0 or native.polled(fd, events) != 0
 
 
 class WakeUp:
@@ -196,7 +197,7 @@ class WakeUp:
     def reset(self) -> None:
         """Make `fd` unreadable again. The engine's thread, once it is awake."""
         try:
-            native.read(self.fd, 4_096)
+            native.read_word(self.fd)
         except BlockingIOError:
             pass
 
@@ -204,6 +205,44 @@ class WakeUp:
         """Close the fds. `wake` must not be called any more."""
         for owner in self._owners:
             owner.close()
+
+
+def epoll_ctl_in_python(epoll_fd: int, operation: int, fd: int, events: int) -> int:
+    """epoll_ctl(2) with the fd as its data, without releasing the GIL. Returns the errno, or 0."""
+    return ctypes.get_errno() if libc.epoll_ctl(epoll_fd, operation, fd, EVENT.pack(events, fd)) else 0
+
+
+_epoll_ctl: Final = native_or(epoll_ctl_in_python, "epoll_ctl")
+
+
+class KeepingEpoll:
+    """An epoll's registrations without a release of the GIL.
+
+    select.epoll releases it around each call, which takes half a microsecond. If a thread of the program waits for the
+    GIL, the engine's then has to wait in its turn, until that thread calls something that blocks (docs/performance.md
+    §9).
+    """
+
+    __slots__ = ("_number", "close")
+
+    def __init__(self, epoll: Epoll) -> None:
+        self._number = epoll.fileno  # raises ValueError once it is closed
+        self.close = epoll.close
+
+    def register(self, fd: int, events: int) -> None:
+        """As epoll.register()."""
+        if code := _epoll_ctl(self._number(), _EPOLL_CTL_ADD, fd, events):
+            raise OSError(code, os.strerror(code))
+
+    def modify(self, fd: int, events: int) -> None:
+        """As epoll.modify()."""
+        if code := _epoll_ctl(self._number(), _EPOLL_CTL_MOD, fd, events):
+            raise OSError(code, os.strerror(code))
+
+    def unregister(self, fd: int) -> None:
+        """As epoll.unregister()."""
+        if code := _epoll_ctl(self._number(), _EPOLL_CTL_DEL, fd, 0):
+            raise OSError(code, os.strerror(code))
 
 
 def new_sleep(poller: Poller, pause: CollectorPause) -> LevelPoller | EpollSleep:
@@ -224,7 +263,9 @@ class Watches(Generic[_W]):
     __slots__ = ("_epoll", "_events", "by_fd", "is_for_any_thread")
 
     def __init__(self, epoll: Poller) -> None:
-        self._epoll = epoll
+        self._epoll: Poller | KeepingEpoll = epoll
+        if native.epoll is not None and isinstance(epoll, native.epoll):
+            self._epoll = KeepingEpoll(epoll)
         self.is_for_any_thread = not isinstance(epoll, LevelPoller)
         self._events: dict[int, int] = {}
         self.by_fd: dict[int, _W] = {}
