@@ -80,7 +80,7 @@ def test_ids_of_a_connect_and_those_beside_them_are_in_no_use() -> None:
         used: Any = dict.fromkeys((peer, each) for each in range(40, 65_500))
         before, endpoint.bridges = endpoint.bridges, used
         try:
-            return [endpoint._fresh_ids(peer) for _ in range(20)]
+            return [endpoint._fresh_ids(peer)[0] for _ in range(20)]
         finally:
             endpoint.bridges = before
 

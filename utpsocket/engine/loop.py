@@ -68,7 +68,7 @@ from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
 from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
-from utpsocket.protocol.states import CLOSED, SYN_RECEIVED, TIME_WAIT
+from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, TIME_WAIT
 from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
+_GATED_EVENTS: Final = _BRIDGE_EVENTS & ~EPOLLIN  # all that there is to be read is filler
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # levels, not edges: a port need not be emptied in one iteration
 # After ENOBUFS, which makes no event, a port sends again after so long. By feel: a queue of the kernel's drains in it.
 _BLOCKED_US: Final = 1_000
@@ -558,8 +559,11 @@ class Loop:
                 if not self._dirty:
                     break
         turns.left_bytes = UNLIMITED_BYTES
-        if self.arena.used:
-            self.arena.reset()
+        arena = self.arena
+        if arena.used:
+            arena.used = 0
+            if arena.has_grown:
+                arena.reset()
 
     def _flush_small(self, now: int) -> None:
         """Dirty connections that are not bulk deliver and send, before others are read from."""
@@ -661,7 +665,7 @@ class Loop:
         if at >= deadline.queued_at:
             deadline.at = at  # as schedule() would: nearly always it is later than the one before
         else:
-            self.timers.schedule(bridge, at)
+            self.timers.schedule(bridge, at, now)
 
     def _end_channel(self, bridge: Bridge) -> bool:
         """Both FINs are acked, or the connection is closed. Returns whether nothing of it is left."""
@@ -747,9 +751,12 @@ class Loop:
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has got the engine's end of its pair: register it with epoll."""
-        self.watch(bridge.engine_fd, _BRIDGE_EVENTS, bridge)
+        self.watch(bridge.engine_fd, _GATED_EVENTS if bridge.is_gated else _BRIDGE_EVENTS, bridge)
         if not bridge.is_gated:
             bridge.is_readable = False  # epoll reports what is there already
+            reassembly = bridge.connection.receive.reassembly
+            if not (reassembly.ready_bytes or reassembly.is_fin_reached or bridge.connection.state is not CONNECTED):
+                return  # nothing to deliver
         self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:

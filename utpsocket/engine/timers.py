@@ -1,12 +1,13 @@
 """When the engine has to wake up by itself: the connections' deadlines, and calls at a time.
 
-A deadline moves with nearly every packet, and almost always to a later time. So a connection has one entry in the heap
+A deadline moves with nearly every packet, and almost always to a later time. So a connection has one entry
 (docs/performance.md §10): a later deadline is only noted, and when the entry's time comes, the connection is queued
-again for the later one. An earlier deadline makes another entry, and the old one is stale from then on.
+again for the later one. An earlier deadline makes another entry, and the old one is stale from then on. Entries are
+kept by ticks of TICK_US, and the heap has the ticks.
 
     Example, in ms. A packet leaves at 0, to be repeated at 1,000: the connection is queued at 1,000. Acks move the
-    deadline to 1,050, 1,100, … 1,900, and the heap is not touched. At 1,000 the entry is popped, and one for 1,900 is
-    pushed. If a delayed ack is due at 1,020 then, another entry is pushed, and the one of 1,900 is skipped later.
+    deadline to 1,050, 1,100, … 1,900, and no entry is touched. At 1,000 the entry is taken out, and one for 1,900 is
+    made. If a delayed ack is due at 1,020 then, another entry is made, and the one of 1,900 is skipped later.
 
 Stale entries, and those of connections that are over, are dropped when they are more than half: a handshake may take
 half a minute, and a connection that ended long before would be kept for so long, and visited by every garbage
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T", bound="Timed")
 
+# Entries of so long are one in the heap, and one end of the engine's sleep, which epoll_wait(2) rounds to ms anyhow.
+TICK_US: Final = 256
+# The first entry of a connection comes at the latest so long after its beginning, by feel: a connection that is over by
+# then needs one entry, where its handshake, its data, their acks and its end each had an earlier deadline than the one
+# before.
+FIRST_ENTRY_US: Final = 16_000
 _KEPT_ENTRIES: Final = 64  # so many are never searched for stale ones; by feel: some 10 KB
 
 
@@ -42,7 +49,7 @@ class Deadline:
     """The deadline of one connection. Only Timers writes here, and the loop where schedule() would do no more.
 
     at          when handle_timeout() is to be called, or NEVER
-    queued_at   the time of its entry in the heap, which is not later; NEVER: it has none
+    queued_at   the time of its entry, which is not later; NEVER: it has none
     """
 
     __slots__ = ("at", "queued_at")
@@ -59,38 +66,57 @@ class Timers(Generic[_T]):
               entry is added, and computed anew when due_call() returns None
     """
 
-    __slots__ = ("_calls", "_heap", "_max_entries", "_order", "next_at")
+    __slots__ = ("_buckets", "_calls", "_entry_count", "_max_entries", "_order", "_ticks", "next_at")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, _T]] = []
+        self._buckets: dict[int, list[_T]] = {}  # entries by tick
+        self._ticks: list[int] = []  # a heap of the ticks that have a bucket
+        self._entry_count = 0
+        self._max_entries = _KEPT_ENTRIES  # entries before stale ones are dropped
         self._calls: list[tuple[int, int, tuple[Callable[[], None], object]]] = []
-        self._max_entries = _KEPT_ENTRIES  # entries in the heap before stale ones are dropped
-        self._order = 0  # of two at the same time, the one that came first
+        self._order = 0  # of two calls at the same time, the one that came first
         self.next_at = NEVER
 
-    def schedule(self, timed: _T, at: int) -> None:
-        """Its deadline is `at`, or NEVER, whatever it was before. due() returns it then."""
+    def schedule(self, timed: _T, at: int, now: int) -> None:
+        """Its deadline is `at`, or NEVER, whatever it was before. due() returns it then, or up to TICK_US later."""
         deadline = timed.deadline
+        if deadline.at == NEVER and deadline.queued_at == NEVER and at > now + FIRST_ENTRY_US:
+            if at == NEVER:
+                return
+            self._put(timed, now + FIRST_ENTRY_US)
+        elif at < deadline.queued_at:
+            self._put(timed, at)
         deadline.at = at
-        if at < deadline.queued_at:
-            if at < self.next_at:
-                self.next_at = at
-            deadline.queued_at = at
-            self._order += 1
-            heapq.heappush(self._heap, (at, self._order, timed))
-            if len(self._heap) > self._max_entries:
-                self._drop_stale_entries()
+
+    def _put(self, timed: _T, at: int) -> None:
+        """Make an entry for this time."""
+        tick = (at + TICK_US - 1) // TICK_US
+        if tick * TICK_US < self.next_at:
+            self.next_at = tick * TICK_US
+        timed.deadline.queued_at = at
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            self._buckets[tick] = [timed]
+            heapq.heappush(self._ticks, tick)
+        else:
+            bucket.append(timed)
+        self._entry_count += 1
+        if self._entry_count > self._max_entries:
+            self._drop_stale_entries()
 
     def _drop_stale_entries(self) -> None:
-        kept: dict[_T, tuple[int, int, _T]] = {}
-        for entry in self._heap:
-            at, _, timed = entry
-            if timed.deadline.queued_at == at and not timed.is_gone:
-                kept[timed] = entry
-        heap = list(kept.values())
-        heapq.heapify(heap)
-        self._heap = heap
-        self._max_entries = 2 * len(heap) + _KEPT_ENTRIES
+        kept: dict[_T, int] = {}
+        for tick, bucket in self._buckets.items():
+            for timed in bucket:
+                if not timed.is_gone and (timed.deadline.queued_at + TICK_US - 1) // TICK_US == tick:
+                    kept[timed] = tick
+        self._buckets = {}
+        for timed, tick in kept.items():
+            self._buckets.setdefault(tick, []).append(timed)
+        self._ticks = list(self._buckets)
+        heapq.heapify(self._ticks)
+        self._entry_count = len(kept)
+        self._max_entries = 2 * len(kept) + _KEPT_ENTRIES
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
         """Have due_call() return `call` at this time or soon after. Its owner (faults.py) is the object whose method
@@ -104,21 +130,19 @@ class Timers(Generic[_T]):
     def due(self, now: int) -> list[_T]:
         """What has reached its deadline, each once; schedule() it again afterwards."""
         due: list[_T] = []
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            entry_at, _, timed = heapq.heappop(heap)
-            deadline = timed.deadline
-            if deadline.queued_at != entry_at:
-                continue
-            deadline.queued_at = NEVER
-            at = deadline.at
-            if timed.is_gone:
-                continue
-            if at <= now:
-                due.append(timed)
-            else:
-                self.schedule(timed, at)
-                heap = self._heap  # which may be another now
+        while self._ticks and self._ticks[0] * TICK_US <= now:
+            tick = heapq.heappop(self._ticks)
+            bucket = self._buckets.pop(tick)
+            self._entry_count -= len(bucket)
+            for timed in bucket:
+                deadline = timed.deadline
+                if timed.is_gone or (deadline.queued_at + TICK_US - 1) // TICK_US != tick:
+                    continue
+                deadline.queued_at = NEVER
+                if deadline.at <= now:
+                    due.append(timed)
+                elif deadline.at < NEVER:
+                    self._put(timed, deadline.at)
         return due
 
     def due_call(self, now: int) -> tuple[Callable[[], None], object] | None:
@@ -127,10 +151,12 @@ class Timers(Generic[_T]):
         """
         if self._calls and self._calls[0][0] <= now:
             return heapq.heappop(self._calls)[2]
-        at = self._heap[0][0] if self._heap else NEVER
+        at = self._ticks[0] * TICK_US if self._ticks else NEVER
         self.next_at = min(at, self._calls[0][0]) if self._calls else at
         return None
 
     def clear(self) -> None:
         """Forget all deadlines: each connection gets a new Deadline, and is scheduled anew. Calls are kept."""
-        self._heap.clear()
+        self._buckets.clear()
+        self._ticks.clear()
+        self._entry_count = 0

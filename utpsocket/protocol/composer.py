@@ -26,7 +26,7 @@ from utpsocket.protocol.packet import (
     encode,
     pad,
 )
-from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.receivehalf import CAPABILITY_SACK_FROM_PACKETS, ReceiveHalf
 from utpsocket.protocol.runs import Address, Transmit, compose
 from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.sendhalf import SendHalf
@@ -131,7 +131,7 @@ class Composer:
         """The answer to a SYN. Its sequence number is the same each time, whatever has been sent since: it is where our
         stream begins.
         """
-        return self._state(self._send.flights.una_seq, self._receive.ack, b"", now=now)
+        return self._state(self._send.flights.una_seq, self._receive.reassembly.next_seq - 1, b"", now=now)
 
     def state(self, *, is_keepalive: bool, now: int) -> Transmit:
         """A STATE: an ack, with a selective ack if packets are out of order; or a keepalive, whose ack is one too
@@ -141,7 +141,9 @@ class Composer:
         receive_ack = receive.reassembly.next_seq - 1
         if is_keepalive and not receive.unacked_packets and not receive.reassembly.sack_bits:
             receive_ack -= 1
-        return self._state(self._send.flights.next_seq, receive_ack, receive.sack(), now=now)
+        has_sack = receive.reassembly.sack_bits or receive.received_packets >= CAPABILITY_SACK_FROM_PACKETS
+        sack = receive.sack() if has_sack else b""
+        return self._state(self._send.flights.next_seq, receive_ack, sack, now=now)
 
     def keepalive_probe(self, *, now: int) -> Transmit:
         """DATA that the peer has acked before, so that it acks again if it is alive (keepalive.py)."""

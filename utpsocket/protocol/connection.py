@@ -496,7 +496,8 @@ class Connection:
             return
         send, receive = self.send, self.receive
         flights = send.flights
-        ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
+        una_seq = flights.una_seq
+        ack_next_seq = una_seq + ((packet.ack16 - una_seq + 0x8000) & 0xFFFF) - 0x7FFF  # unwrap(), and one more
         if packet.connection_id != self.recv_id and packet.type != RESET:
             if not self._handle_other_id(packet, ack_next_seq):
                 return
@@ -865,7 +866,8 @@ class Connection:
             closing = self._close_timers
             if closing is not None:
                 if receive.is_discarding:
-                    at = min(at, closing.abort_at())
+                    if closing.reset_after_flush or send.fin_seq is not None:  # else CloseTimers.abort_at() is NEVER
+                        at = min(at, closing.abort_at())
                 elif send.fin_seq is not None:
                     at = min(at, closing.half_closed_probe_at)
         elif state is SYN_SENT:

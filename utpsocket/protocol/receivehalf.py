@@ -41,7 +41,8 @@ _LARGE_WINDOW_AFTER_BYTES: Final = 16 << 20
 _LONGEST_ACK_DELAY_US: Final = 100_000
 # After how many received packets a selective ack without a bit is sent, see sack(). By feel: early enough for a short
 # transfer, and thrice, since each may be lost.
-_CAPABILITY_SACK_AT_PACKETS: Final = (16, 256, 4_096)
+CAPABILITY_SACK_FROM_PACKETS: Final = 16
+_CAPABILITY_SACK_AT_PACKETS: Final = (CAPABILITY_SACK_FROM_PACKETS, 256, 4_096)
 
 
 class ReceiveHalf:

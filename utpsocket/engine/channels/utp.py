@@ -624,6 +624,7 @@ class Bridge:
         if self._filler_bytes:
             return False
         self.is_gated = False
+        self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # and from now on what there is to be read
         self.is_readable = self._may_have_ended or self.finish_when_drained  # what is written from now on makes an edge
         if self.is_readable:
             self.endpoint.loop.wake_bridge(self)

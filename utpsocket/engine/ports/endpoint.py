@@ -96,7 +96,9 @@ _MAX_FAULTS_IN_ROW: Final = 20
 _BYTES_PER_ITERATION: Final = 450_000
 _RUNS_PER_ITERATION: Final = 64
 _DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
-_FRESH: Final[Layout[tuple[int, int, int, int]]] = struct.Struct("=4H")
+_FRESH: Final[Layout[tuple[int, int, int, int, int]]] = struct.Struct("=5H")  # ids, and a first sequence number
+_COOKIE_BYTES: Final = 8  # what is random for an accepted connection: its cookie, and its first sequence number
+_SEQ_BYTES: Final = 2
 _MADE_ON_DEMAND: Final = ("shares",)
 _NO_SOURCE: Final[Ancillary] = []
 _TimeWaitRecords: TypeAlias = OrderedDict[tuple[Address, int], tuple[int, TimeWaitRecord]]
@@ -299,8 +301,8 @@ class Endpoint:
         recv_id: int,
         identity: Identity,
         source: Ancillary,
+        first_seq: int,
         spare_ids: tuple[int, ...] = (),
-        first_seq: int = -1,
     ) -> Bridge:
         config = connection_config(self, identity.settings, addr)
         if spare_ids:
@@ -311,7 +313,7 @@ class Endpoint:
             self.loop.workspace,
             addr,
             recv_id=recv_id,
-            first_seq=first_seq if first_seq >= 0 else int.from_bytes(os.urandom(2), "big"),
+            first_seq=first_seq,
             spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
@@ -392,8 +394,8 @@ class Endpoint:
         Next: Bridge.attach().
         Source: BEP 29 "connection setup"; docs/protocol.md §2.
         """
-        recv_id, *spare_ids = self._fresh_ids(addr)
-        bridge = self._new_bridge(addr, recv_id, identity, _NO_SOURCE, tuple(spare_ids))
+        (recv_id, *spare_ids), first_seq = self._fresh_ids(addr)
+        bridge = self._new_bridge(addr, recv_id, identity, _NO_SOURCE, first_seq, tuple(spare_ids))
         self.loop.send_grants.join(bridge)
         if self._outgoing is not None:
             self._outgoing[addr] = bridge
@@ -414,21 +416,23 @@ class Endpoint:
         if port.is_wildcard and local is not None:
             bridge.source = port.source(local) + bridge.source
 
-    def _fresh_ids(self, addr: Address) -> list[int]:
-        """Random ids that with those beside them are not used with this peer. Each id's neighbour is the other
-        direction's, and a socket may connect to itself.
+    def _fresh_ids(self, addr: Address) -> tuple[list[int], int]:
+        """Random ids that with those beside them are not used with this peer, and a random sequence number. Each id's
+        neighbour is the other direction's, and a socket may connect to itself.
         """
         bridges = self.bridges
         ids: list[int] = []
+        first_seq = 0
         while len(ids) < _IDS_PER_DIAL:
-            for one in _FRESH.unpack(os.urandom(_FRESH.size)):
+            *numbers, first_seq = _FRESH.unpack(os.urandom(_FRESH.size))
+            for one in numbers:
                 for other in ids:
                     if one - other + 1 & 0xFFFF <= 2:
                         break
                 else:
                     if not (bridges and any((addr, one + by & 0xFFFF) in bridges for by in (-1, 0, 1))):
                         ids.append(one)
-        return ids[:_IDS_PER_DIAL]
+        return ids[:_IDS_PER_DIAL], first_seq
 
     def forget(self, bridge: Bridge) -> None:
         """The connection is over: take it out. See Bridge.remove(). Idempotent.
@@ -757,7 +761,10 @@ class Endpoint:
         listener, addr = self.listener, run.addr
         assert listener is not None
         identity = listener.identity.kind(listener.identity.family, listener.identity.settings.copy())
-        identity.cookie = int.from_bytes(os.urandom(8), "big") >> 1
+        random = os.urandom(_COOKIE_BYTES + _SEQ_BYTES)
+        identity.cookie = int.from_bytes(random[:_COOKIE_BYTES], "big") >> 1
+        if first_seq < 0:
+            first_seq = int.from_bytes(random[_COOKIE_BYTES:], "big")
         identity.options = dict(listener.identity.options)
         identity.peer = addr
         identity.role = Role.CONNECTING
@@ -769,7 +776,7 @@ class Endpoint:
             identity.local = (host, *self.port.local[1:])
             if scope and len(addr) == 4 and addr[3]:
                 identity.local = (host, self.port.local[1], 0, scope)  # with a global peer Linux's TCP returns no scope
-        bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
+        bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq)
         if self.reuseport_sockets is not None:
             with self.loop.fd_lock:
                 self.reuseport_sockets.join(bridge, run.local or self.port.local[0])
