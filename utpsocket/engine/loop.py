@@ -57,7 +57,7 @@ from utpsocket.engine.ports.endpoint import BY_ENGINE, Endpoint
 from utpsocket.engine.ports.idle_sockets import IdleSockets
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.path_cache import PathCache
-from utpsocket.engine.ports.send_grants import SendGrants
+from utpsocket.engine.ports.send_grants import GrantQueue, SendGrants
 from utpsocket.engine.ports.time_wait import TimeWaits
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.turns import IDLE_ONLY_US, TURN_BYTES, UNLIMITED_BYTES, YIELD_SECONDS, Turns
@@ -641,6 +641,7 @@ class Loop:
             self.turns.idle_only.pop(bridge, None)
             self._readable_bridges[bridge] = None
         grant_queue = bridge.grant_queue
+        assert grant_queue is None or isinstance(grant_queue, GrantQueue)  # as above
         if grant_queue is not None and (grant_queue.is_ordered or grant_queue.waiting):
             for granted in grant_queue.after_transmit(bridge):
                 self._dirty[granted] = None

@@ -673,7 +673,7 @@ class Bridge:
                     receive_buffer.on_delivered(
                         count, self.engine_sock, connection.receive, self.endpoint.shares.single_share_bytes, now=now
                     )
-                connection.finish_delivery(count, now=now)
+                connection.receive.finish_delivery(count, now=now)  # as connection's, without a call
             elif not self._on_write_error(-count, now=now):
                 return
         if reassembly.is_fin_reached:

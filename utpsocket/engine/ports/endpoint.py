@@ -29,6 +29,7 @@ from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.packet_options import apply_packet_options
 from utpsocket.engine.ports.receive_shares import ReceiveShares
 from utpsocket.engine.ports.reuseport import ReuseportSockets
+from utpsocket.engine.ports.send_grants import GrantQueue
 from utpsocket.engine.ports.stateless_resets import StatelessResets
 from utpsocket.engine.ports.syncache import syn_of
 from utpsocket.engine.turns import BULK_BYTES
@@ -998,6 +999,7 @@ class Endpoint:
         send = connection.send
         max_segments = loop.max_segments
         grant_queue = bridge.grant_queue
+        assert grant_queue is None or isinstance(grant_queue, GrantQueue)  # the compiled build looks no name up
         if grant_queue is not None and not grant_queue.is_ordered:
             # It may have been stopped when there were more connections, without anything to send, and so is not queued
             # for a grant that would let it go on.
@@ -1006,7 +1008,9 @@ class Endpoint:
         sent_offset = send.sent_offset
         while not port.pending:
             if grant_queue is not None:
-                max_segments = min(grant_queue.packets(bridge), loop.max_segments)
+                max_segments = 1  # as packets() says of what is to be sent again
+                if send.sent_offset != send.buffer.end_offset:
+                    max_segments = min(grant_queue.packets(bridge), loop.max_segments)
                 if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
                     break  # what needs no grant has left, and new data must wait
             transmit = connection.poll_transmit(now=now, max_segments=max_segments)

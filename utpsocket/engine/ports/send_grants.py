@@ -141,16 +141,17 @@ class GrantQueue:
             self._peer_window_bytes = min(_MAX_IN_FLIGHT_BYTES, send.peer.largest_window_bytes)
             self._max_in_flight_bytes = max(self._max_in_flight_bytes, self._peer_window_bytes)
         grant = self._grants[bridge]
+        unsent_bytes = send.buffer.end_offset - send.sent_offset
         left_bytes = grant.from_offset + grant.bytes - send.sent_offset
         if left_bytes > 0:
             payload_bytes = send.mtu.datagram_bytes - HEADER_BYTES
-            if send.unsent_bytes <= left_bytes:
+            if unsent_bytes <= left_bytes:
                 return -(-left_bytes // payload_bytes)
             if left_bytes >= payload_bytes:  # packets may have grown, and what is left makes none of its own
                 return left_bytes // payload_bytes
         # A short message with nothing in flight before it needs no grant.
-        send.awaits_grant = bool(send.flights.queue) or send.unsent_bytes > send.mtu.datagram_bytes
-        if send.awaits_grant and send.unsent_bytes:
+        send.awaits_grant = bool(send.flights.queue) or unsent_bytes > send.mtu.datagram_bytes
+        if send.awaits_grant and unsent_bytes:
             self.waiting[bridge] = None
         return 1  # what is to be sent again
 
@@ -162,7 +163,12 @@ class GrantQueue:
         """
         if not (self.is_ordered or self.waiting):
             return _NONE
-        self._update_in_flight(bridge)
+        in_flight_bytes = bridge.connection.send.flights.in_flight_bytes
+        its_grant = self._grants[bridge]
+        self._in_flight_bytes += in_flight_bytes - its_grant.in_flight_bytes
+        its_grant.in_flight_bytes = in_flight_bytes
+        if not self.waiting:
+            return _NONE
         granted: list[Bridge] = []
         while self.waiting and (self._in_flight_bytes < self._max_in_flight_bytes or not self.is_ordered):
             following = next(iter(self.waiting))
@@ -217,9 +223,3 @@ class GrantQueue:
         bridge.connection.send.awaits_grant = False
         self.waiting.pop(bridge, None)
         return next(iter(self.waiting), None)
-
-    def _update_in_flight(self, bridge: Bridge) -> None:
-        in_flight_bytes = bridge.connection.send.flights.in_flight_bytes
-        grant = self._grants[bridge]
-        self._in_flight_bytes += in_flight_bytes - grant.in_flight_bytes
-        grant.in_flight_bytes = in_flight_bytes
