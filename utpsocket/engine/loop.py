@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from utpsocket.engine import environment, fault_reports
 from utpsocket.engine.channels.race import SilentDestinations
-from utpsocket.engine.channels.utp import Bridge
+from utpsocket.engine.channels.utp import BRIDGE_EVENTS, GATED_EVENTS, Bridge
 from utpsocket.engine.command_queue import Answer, Command, Inbox
 from utpsocket.engine.ended_totals import Totals
 from utpsocket.engine.faults import Containment, retry_call
@@ -38,10 +38,8 @@ from utpsocket.engine.kernel.high_fds import move_to_high_fd, replace_with_idle
 from utpsocket.engine.kernel.poller import (
     EPOLLERR,
     EPOLLET,
-    EPOLLHUP,
     EPOLLIN,
     EPOLLOUT,
-    EPOLLRDHUP,
     WakeUp,
     Watches,
     new_poller,
@@ -68,7 +66,7 @@ from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
 from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
-from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, TIME_WAIT
+from utpsocket.protocol.states import CLOSED, SYN_RECEIVED, TIME_WAIT
 from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
@@ -83,8 +81,6 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
-_GATED_EVENTS: Final = _BRIDGE_EVENTS & ~EPOLLIN  # all that there is to be read is filler
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # levels, not edges: a port need not be emptied in one iteration
 # After ENOBUFS, which makes no event, a port sends again after so long. By feel: a queue of the kernel's drains in it.
 _BLOCKED_US: Final = 1_000
@@ -559,11 +555,8 @@ class Loop:
                 if not self._dirty:
                     break
         turns.left_bytes = UNLIMITED_BYTES
-        arena = self.arena
-        if arena.used:
-            arena.used = 0
-            if arena.has_grown:
-                arena.reset()
+        if self.arena.used:
+            self.arena.reset()
 
     def _flush_small(self, now: int) -> None:
         """Dirty connections that are not bulk deliver and send, before others are read from."""
@@ -752,19 +745,17 @@ class Loop:
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has got the engine's end of its pair: register it with epoll."""
-        self.watch(bridge.engine_fd, _GATED_EVENTS if bridge.is_gated else _BRIDGE_EVENTS, bridge)
+        self.watch(bridge.engine_fd, GATED_EVENTS if bridge.is_gated else BRIDGE_EVENTS, bridge)
         if not bridge.is_gated:
             bridge.is_readable = False  # epoll reports what is there already
-            reassembly = bridge.connection.receive.reassembly
-            if not (reassembly.ready_bytes or reassembly.is_fin_reached or bridge.connection.state is not CONNECTED):
-                return  # nothing to deliver
-        self._dirty[bridge] = None
+        if bridge.is_gated or bridge.connection.has_arrivals:
+            self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
         """Whether epoll is to report when the pair has room again (EPOLLOUT). Only while the bridge waits for it:
         otherwise every recv() of the program would wake the engine.
         """
-        self.rewatch(bridge.engine_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
+        self.rewatch(bridge.engine_fd, BRIDGE_EVENTS | EPOLLOUT if wanted else BRIDGE_EVENTS)
 
     def forget(self, channel: Channel) -> None:
         """The channel is over: take it out of `channels`. Idempotent."""

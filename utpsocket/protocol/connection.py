@@ -184,6 +184,16 @@ class Connection:
         return self.receive.reassembly.is_fin_reached and not self.receive.reassembly.ready_bytes
 
     @property
+    def has_arrivals(self) -> bool:
+        """Whether there is anything to deliver, be it the end of file, or the connection is not established any more.
+
+        Returns: True or False.
+        Source: docs/design.md §3.
+        """
+        reassembly = self.receive.reassembly
+        return reassembly.ready_bytes > 0 or reassembly.is_fin_reached or self.state is not CONNECTED
+
+    @property
     def is_flushed(self) -> bool:
         """Whether all bytes written, and our FIN if finish() was called, are acked; True also when the connection is
         over, in whatever way.

@@ -33,7 +33,7 @@ from utpsocket.engine.interpreter.native import Socket, polled
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.native_calls import NativeStream, Stream
-from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.timers import Deadline
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import socket_exists
@@ -189,6 +189,9 @@ if TYPE_CHECKING:
             """Drop the attempt."""
 
 
+# What epoll reports of a pair, and of one whose gate is closed: all that can be read there is filler.
+BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
+GATED_EVENTS: Final = BRIDGE_EVENTS & ~EPOLLIN
 # With so much unsent, reading more from the program can wait: it would leave the processor's cache before it is sent.
 # By feel: about what a core has for itself.
 _ENOUGH_UNSENT_BYTES: Final = 512 << 10
@@ -394,9 +397,7 @@ class Bridge:
                 self._check_hang_up(now=now)
                 return
             span = None if send.is_finishing else send.buffer.free_span()  # as connection.free_span(), without a call
-            if not span:
-                span = self._free_span_at_end(now=now)
-            if not span:
+            if not span and not (span := self._free_span_at_end(now=now)):
                 return
             spans = connection.free_spans(budget) if is_flowing else [span]
             stream = self._stream

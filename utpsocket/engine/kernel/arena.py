@@ -24,19 +24,17 @@ _STRIDES_KEPT: Final = 4
 class Arena:
     """Views given out are valid until reset().
 
-    chunk       the piece of memory that is taken from at present
-    used        bytes of it that are taken; 0 where there is nothing to reset
-    has_grown   it is not the first piece; reset() needs be called only then, else `used` may be set to 0
+    chunk   the piece of memory that is taken from at present
+    used    bytes of it that are taken; 0 where there is nothing to reset
     """
 
-    __slots__ = ("_first", "_payloads", "chunk", "has_grown", "used")
+    __slots__ = ("_first", "_payloads", "chunk", "used")
 
     def __init__(self) -> None:
         self._first = self.chunk = memoryview(bytearray(_CHUNK_BYTES))
         # Slices of the first chunk, one for the payload of each slot, by stride and size of the slots.
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self.used = 0
-        self.has_grown = False
 
     def room(self, stride: int = 1) -> memoryview:
         """At least ROOM_BYTES of free memory that begins at a multiple of `stride`, behind what was taken last if that
@@ -49,7 +47,6 @@ class Arena:
         if self.used > _CHUNK_BYTES - ROOM_BYTES:
             self.chunk = memoryview(bytearray(_CHUNK_BYTES))
             self.used = 0
-            self.has_grown = True
         return self.chunk[self.used :]
 
     def take(self, count: int) -> None:
@@ -83,4 +80,3 @@ class Arena:
         """Nothing taken is in use any more."""
         self.used = 0
         self.chunk = self._first
-        self.has_grown = False

@@ -98,8 +98,6 @@ _BYTES_PER_ITERATION: Final = 450_000
 _RUNS_PER_ITERATION: Final = 64
 _DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
 _FRESH: Final[Layout[tuple[int, int, int, int, int]]] = struct.Struct("=5H")  # ids, and a first sequence number
-_COOKIE_BYTES: Final = 8  # what is random for an accepted connection: its cookie, and its first sequence number
-_SEQ_BYTES: Final = 2
 _MADE_ON_DEMAND: Final = ("shares",)
 _NO_SOURCE: Final[Ancillary] = []
 _TimeWaitRecords: TypeAlias = OrderedDict[tuple[Address, int], tuple[int, TimeWaitRecord]]
@@ -423,7 +421,6 @@ class Endpoint:
         """
         bridges = self.bridges
         ids: list[int] = []
-        first_seq = 0
         while len(ids) < _IDS_PER_DIAL:
             *numbers, first_seq = _FRESH.unpack(os.urandom(_FRESH.size))
             for one in numbers:
@@ -501,9 +498,8 @@ class Endpoint:
         Next: transmit() for each connection that has been marked dirty.
         Source: docs/design.md §4, §11.
         """
-        port, arena = self.port, self.loop.arena
+        port, arena, flood = self.port, self.loop.arena, self._flood
         self._is_receiving = True
-        flood = self._flood
         if flood is not None and flood.is_on and port.can_classify:
             self._receive_flood(flood, now=now)
             return
@@ -531,13 +527,11 @@ class Endpoint:
                 self.is_readable = False
                 # Small datagrams come in many iterations in a row, as in a flood of SYNs: then more are asked for at
                 # once.
-                iteration = self.loop.wakeups
-                in_a_row = self._single_datagram_iterations + 1
+                iteration, in_a_row = self.loop.wakeups, self._single_datagram_iterations + 1
                 if iteration != self._single_datagram_iteration + 1:
                     in_a_row = 0
                 elif in_a_row >= _MANY_SINGLE_DATAGRAM_ITERATIONS:
-                    in_a_row = 0
-                    self._expected_runs = 2  # in the next iteration, and on only if there is a second run then
+                    in_a_row, self._expected_runs = 0, 2  # in the next iteration, and on only if there is a second run
                 self._single_datagram_iteration, self._single_datagram_iterations = iteration, in_a_row
                 break
             run = port.receive(arena.room() if arena.used else arena.chunk)
@@ -762,10 +756,9 @@ class Endpoint:
         listener, addr = self.listener, run.addr
         assert listener is not None
         identity = listener.identity.kind(listener.identity.family, listener.identity.settings.copy())
-        random = os.urandom(_COOKIE_BYTES + _SEQ_BYTES)
-        identity.cookie = int.from_bytes(random[:_COOKIE_BYTES], "big") >> 1
-        if first_seq < 0:
-            first_seq = int.from_bytes(random[_COOKIE_BYTES:], "big")
+        random = os.urandom(10)  # 63 bits of cookie, 16 of a sequence number
+        identity.cookie = int.from_bytes(random[2:], "big") >> 1
+        first_seq = int.from_bytes(random[:2], "big") if first_seq < 0 else first_seq
         identity.options = dict(listener.identity.options)
         identity.peer = addr
         identity.role = Role.CONNECTING
@@ -996,21 +989,17 @@ class Endpoint:
         Source: docs/design.md §3, §4; docs/performance.md §2.
         """
         port, connection, source, loop = self.port, bridge.connection, bridge.source, self.loop
-        send = connection.send
-        max_segments = loop.max_segments
-        grant_queue = bridge.grant_queue
+        send, grant_queue = connection.send, bridge.grant_queue
         assert grant_queue is None or isinstance(grant_queue, GrantQueue)  # the compiled build looks no name up
         if grant_queue is not None and not grant_queue.is_ordered:
             # It may have been stopped when there were more connections, without anything to send, and so is not queued
             # for a grant that would let it go on.
-            grant_queue = None
-            send.awaits_grant = False
+            grant_queue, send.awaits_grant = None, False
+        max_segments = loop.max_segments if grant_queue is None else 1  # of what is to be sent again, as packets()
         sent_offset = send.sent_offset
         while not port.pending:
-            if grant_queue is not None:
-                max_segments = 1  # as packets() says of what is to be sent again
-                if send.sent_offset != send.buffer.end_offset:
-                    max_segments = min(grant_queue.packets(bridge), loop.max_segments)
+            if grant_queue is not None and send.sent_offset != send.buffer.end_offset:
+                max_segments = min(grant_queue.packets(bridge), loop.max_segments)
                 if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
                     break  # what needs no grant has left, and new data must wait
             transmit = connection.poll_transmit(now=now, max_segments=max_segments)
