@@ -1,6 +1,6 @@
 """The cases of congestion control in virtual time: goal and figure, met or not.
 
-    python3 -m tests.simulation.lab [CASE…] [--controller NAME] [--json FILE] [--write] [--plot FOLDER]
+    python3 -m tests.simulation.lab [CASE…] [--controller NAME] [--light] [--json FILE] [--write] [--plot FOLDER]
 
 Each case is a Scene (scene.py) and the figures that are read off it. The last column is what `ledbat` with libutp's
 constants had over an emulated link of namespaces with Linux's own TCP: how far it agrees with lab-ledbat.txt says how
@@ -275,6 +275,10 @@ def read(file: Path) -> dict[str, list[str]]:
     return rows
 
 
+def _begin(is_light: bool) -> None:
+    Scene.is_light = is_light
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
@@ -283,13 +287,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="renew lab.txt")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw each scene, CASE.svg there")
+    parser.add_argument("--light", action="store_true", help="a model for our connection: five times as fast")
     arguments = parser.parse_args()
     if arguments.plot:
         arguments.plot.mkdir(exist_ok=True)
     cases = arguments.cases or list(CASES)
     figures: dict[str, list[Figure]] = {}
     print(HEADING, end="", flush=True)
-    with ProcessPoolExecutor(arguments.jobs) as pool:
+    with ProcessPoolExecutor(arguments.jobs, initializer=_begin, initargs=(arguments.light,)) as pool:
         same = [[value] * len(cases) for value in (arguments.controller, arguments.plot)]
         for case, found in zip(cases, pool.map(run, cases, *same), strict=True):
             figures[case] = found
@@ -298,6 +303,7 @@ def main() -> None:
         data = {case: [vars(figure) | {"met": figure.is_met} for figure in found] for case, found in figures.items()}
         arguments.json.write_text(json.dumps(data, indent=1), encoding="utf-8")
     if arguments.write:
+        assert not arguments.light, "the tables are of our connection itself"
         file = snapshot(arguments.controller)
         rows = read(file)
         rows |= {case: [row(case, figure) for figure in found] for case, found in figures.items()}

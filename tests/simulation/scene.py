@@ -1,6 +1,7 @@
 """A bottleneck with flows that come and go, in virtual time, and what is asked of it afterwards.
 
-Kinds of flow: `utp`, our Connection on both sides, byte for byte; `cubic` and `reno`, models of Linux's TCP (tcp.py).
+Kinds of flow: `utp`, our Connection on both sides, byte for byte; `light`, a model of it (light.py); `cubic` and
+`reno`, models of Linux's TCP (tcp.py).
 Times are seconds since the start, rates Mbit/s, delays ms. Goodput and windows are sampled every 0.1 s.
 """
 
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.links import Burst
+from tests.simulation.light import SEGMENT_BYTES, LightReceiver, LightSender
 from tests.simulation.links import Link, Way
 from tests.simulation.tcp import TCPS, Receiver, Sender
 from tests.simulator import Application, Host, Node, Pair, Simulator
 from utpsocket.protocol import Config, Connection
+from utpsocket.protocol.congestion import CONTROLLERS
 
 SAMPLE_US = 100_000
 # Of an IP packet's 1,500 bytes these are the program's, over uTP: the most that goodput can be of a rate.
@@ -23,7 +26,7 @@ UTP_SHARE = 1_452 / 1_500
 
 @dataclass
 class Flow:
-    """kind           utp, or a name of TCPS
+    """kind           utp, light, or a name of TCPS
     start, end     seconds; it ends abruptly
     is_back        sends against the direction of the others
     total_bytes    ends after so much; 0: never
@@ -209,6 +212,41 @@ class _TcpFlow:
         return self.sender.window_bytes, 0, self.sender.lost
 
 
+class _LightFlow:
+    """A model of our connection."""
+
+    def __init__(self, scene: Scene, flow: Flow, there: Node, back: Node) -> None:
+        self._simulator = scene.simulator
+        self.receiver = LightReceiver(scene.simulator, back)
+        self.sender = LightSender(
+            scene.simulator,
+            there,
+            self.receiver,
+            CONTROLLERS[scene.config.congestion](SEGMENT_BYTES),
+            window_limit_bytes=scene.config.receive_buffer_bytes,
+        )
+
+    def start(self) -> None:
+        """Connect."""
+        self.sender.start(self._simulator.now)
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self.sender.stop()
+
+    @property
+    def received_bytes(self) -> int:
+        """So far."""
+        return self.receiver.bytes
+
+    def figures(self) -> tuple[int, int, int]:
+        """Window, own estimate of the queueing delay in µs, packets lost."""
+        controller = self.sender.controller
+        return controller.window_bytes, controller.queueing_delay_us, self.sender.lost
+
+
+_FLOWS: dict[str, type[_UtpFlow | _TcpFlow | _LightFlow]] = {"utp": _UtpFlow, "light": _LightFlow}
+
 WHEN_RUN: list[Callable[[Scene], None]] = []
 """Each is called with every scene when that has run."""
 
@@ -218,7 +256,10 @@ class Scene:
 
     controller      of every uTP flow: a name of CONTROLLERS; None: the default
     buffer_bytes    send and receive buffer of every uTP flow
+    is_light        the model stands for every uTP flow, where it can: five times as fast
     """
+
+    is_light: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -242,7 +283,7 @@ class Scene:
         self.links = (Link(self.simulator, there), Link(self.simulator, back))
         self.flows = list(flows)
         self._changes = sorted(changes, key=lambda change: change.second)
-        self._running: list[_UtpFlow | _TcpFlow | None] = [None] * len(self.flows)
+        self._running: list[_UtpFlow | _TcpFlow | _LightFlow | None] = [None] * len(self.flows)
         self.received: list[list[int]] = [[0] for _ in self.flows]
         self.figures: list[list[tuple[int, int, int]]] = [[(0, 0, 0)] for _ in self.flows]
         self.queues_us: tuple[list[int], list[int]] = ([0], [0])
@@ -272,12 +313,16 @@ class Scene:
             else:
                 flow = flows[which]
                 there, back = self.links[::-1] if flow.is_back else self.links
-                make = _UtpFlow if flow.kind == "utp" else _TcpFlow
+                make = _FLOWS.get(self._kind(flow), _TcpFlow)
                 self._running[which] = running = make(self, flow, there, back)
                 running.start()
         for look in WHEN_RUN:
             look(self)
         return self
+
+    def _kind(self, flow: Flow) -> str:
+        can_be_light = flow.kind == "utp" and flow.reports_delay and not (flow.ppm or flow.drift or flow.total_bytes)
+        return "light" if self.is_light and can_be_light else flow.kind
 
     def _change(self, change: Change) -> None:
         for way, link in enumerate(self.links):

@@ -20,7 +20,6 @@ from tests.simulator import Node, Simulator
 MSS_BYTES = 1_448
 _DATA_WIRE_BYTES = 1_500
 _ACK_WIRE_BYTES = 52  # IPv4, TCP, timestamps
-_DELAYED_ACK_US = 40_000
 _QUICK_ACKS = 16
 _MIN_RTO_US = 200_000
 _INITIAL_RTO_US = 1_000_000
@@ -134,6 +133,9 @@ TCPS: dict[str, type[Reno]] = {"reno": Reno, "cubic": Cubic}
 class Receiver:
     """Counts what arrives and acks it over `back`."""
 
+    _DELAYED_ACK_US = 40_000
+    _PAYLOAD_BYTES = MSS_BYTES
+
     def __init__(self, simulator: Simulator, back: Node) -> None:
         self._simulator = simulator
         self._back = back
@@ -162,13 +164,13 @@ class Receiver:
         arrivals = self.arrivals
         has_gap = number != (arrivals[-1] + 1 if arrivals else 0)
         arrivals.append(number)
-        self.bytes += MSS_BYTES
+        self.bytes += self._PAYLOAD_BYTES
         if has_gap or self._quick_acks or len(arrivals) - self._acked >= 2:
             if self._quick_acks:
                 self._quick_acks -= 1
             self._ack(now)
         elif self._ack_at < 0:
-            self._ack_at = now + _DELAYED_ACK_US
+            self._ack_at = now + self._DELAYED_ACK_US
             if self._timer_at < 0:
                 self._set_timer()
 
@@ -179,7 +181,10 @@ class Receiver:
     def _ack(self, now: int) -> None:
         self._ack_at = -1
         self._acked = len(self.arrivals)
-        self._back.put(Packet(self, self.sender, self._acked, _ACK_WIRE_BYTES, now), now=now)
+        self._back.put(self._make_ack(now), now=now)
+
+    def _make_ack(self, now: int) -> Packet:
+        return Packet(self, self.sender, self._acked, _ACK_WIRE_BYTES, now)
 
     def dropped(self, datagram: bytes) -> None:
         """The network drops a packet of ours: nothing is counted."""
@@ -197,7 +202,7 @@ class Sender:
         simulator: Simulator,
         there: Node,
         receiver: Receiver,
-        control: Reno,
+        control: Reno | None = None,
         *,
         total_bytes: int = 0,
         window_limit_bytes: int = 4 << 20,
@@ -206,7 +211,7 @@ class Sender:
         self._there = there
         self._receiver = receiver
         receiver.sender = self
-        self.control = control
+        self.control = control or Reno()
         self._left = -(-total_bytes // MSS_BYTES) if total_bytes else 1 << 60
         self._window_limit = window_limit_bytes // MSS_BYTES
         self._is_open = False
@@ -326,27 +331,33 @@ class Sender:
             return
         self.timeouts += 1
         self._lose(1 << 62)
-        self.control.on_timeout()
+        self._reduce_for_timeout(now)
         self._recovery_number = self._next_number
         self._set_timeout(now)
         self._send(now)
 
+    def _reduce_for_timeout(self, now: int) -> None:
+        self.control.on_timeout()
+
     def _send(self, now: int) -> None:
-        sent = self._sent
         window = min(int(self.control.window), self._window_limit)
-        count = min(window - len(sent), self._left)
+        count = min(window - len(self._sent), self._left)
         if count > 0:
-            if not sent:
-                self._set_timeout(now)
-            there, receiver = self._there, self._receiver
-            first = self._next_number
-            for number in range(first, first + count):
-                sent[number] = now
-                self._order.append(number)
-                there.put(Packet(self, receiver, number, _DATA_WIRE_BYTES, now), now=now)
-            self._next_number = first + count
-            self._left -= count
-        self._was_limited = len(sent) >= window and window <= self._window_limit
+            self._send_packets(count, _DATA_WIRE_BYTES, now)
+        self._was_limited = len(self._sent) >= window and window <= self._window_limit
+
+    def _send_packets(self, count: int, wire_bytes: int, now: int) -> None:
+        sent = self._sent
+        if not sent:
+            self._set_timeout(now)
+        there, receiver = self._there, self._receiver
+        first = self._next_number
+        for number in range(first, first + count):
+            sent[number] = now
+            self._order.append(number)
+            there.put(Packet(self, receiver, number, wire_bytes, now), now=now)
+        self._next_number = first + count
+        self._left -= count
 
     def dropped(self, datagram: bytes) -> None:
         """The network drops a packet of ours: nothing is counted."""
