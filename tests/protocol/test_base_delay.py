@@ -92,6 +92,13 @@ def test_a_step_that_our_own_window_has_caused_is_a_queue() -> None:
     assert trace.run(60, lambda second: 150_000)[-1] == 150_000
 
 
+def test_a_queue_that_drains_slowly_is_no_route() -> None:
+    """LEDBAT's, after the round trip has become shorter by the queue of the way back."""
+    trace = Trace()
+    trace.run(10)
+    assert trace.run(10, lambda second: 280_000 - 4_000 * second)[-1] == 240_000
+
+
 def test_a_level_that_is_gone_below_was_a_queue_and_the_next_one_is_watched_for_longer() -> None:
     trace = Trace()
     trace.run(10)

@@ -37,6 +37,7 @@ _LEVEL_US: Final = 4_000  # RFC 9406 MIN_RTT_THRESH: less is noise
 FLAT_SLICES: Final = 6  # 3 s. By feel: a queue of CUBIC's stands still for longer, but does not begin with a step
 _MAX_FLAT_SLICES: Final = 192
 _MAX_RISE_SLICES: Final = 4 * FLAT_SLICES  # if the level is not seen so often by then, it is none
+_DRAIN_SLICES: Final = 2  # in which the queue of before leaves, at the latest
 _REVERT_US: Final = 60_000_000  # how long a base that has risen may turn out to be a queue. By feel
 
 
@@ -209,16 +210,13 @@ class BaseDelay:
         above_us = _above(low_us, self._level_us)
         self._level_slices += 1
         if above_us < -_LEVEL_US:
-            # What was in the queue before the step leaves first.
-            self._level_us = low_us
+            # What was in the queue before the step leaves first. A queue that drains for longer is one.
+            is_route = self._level_slices <= _DRAIN_SLICES and _above(low_us, self.value_us) > target_us + _LEVEL_US
+            self._level_us = low_us if is_route else -1
             self._flat_slices = 0
-            if self._level_slices > 2 or _above(low_us, self.value_us) <= target_us + _LEVEL_US:
-                self._level_us = -1
             return False
         if above_us <= _LEVEL_US:
             self._flat_slices += 1
-            if above_us < 0:
-                self._level_us = low_us
         if self._flat_slices >= self._asked_slices:
             self._rise(now=now)
             return True
