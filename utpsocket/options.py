@@ -35,9 +35,9 @@ UTP_MAX_MTU: Final = 2
 """
 
 UTP_CONGESTION: Final = 3
-"""The name of the congestion controller, bytes: b"ledbat", b"cubic" or b"reno". ENOENT for an unknown name. It may be
-set at any time; what a listener accepts has the listener's. TCP_CONGESTION is the same option, so it takes these names
-and no others: b"cubic" is uTP's CUBIC, and what the kernel has of its own, such as b"bbr", is ENOENT.
+"""The name of the congestion controller, bytes: b"ledbat", b"ledbat++", b"cubic" or b"reno". ENOENT for an unknown
+name. It may be set at any time; what a listener accepts has the listener's. TCP_CONGESTION is the same option, so it
+takes these names and no others: b"cubic" is uTP's CUBIC, and what the kernel has of its own, such as b"bbr", is ENOENT.
 """
 
 UTP_SHARE_PORT: Final = 4
@@ -54,8 +54,8 @@ also where this is 0. It may be set at any time.
 """
 
 UTP_TARGET_DELAY: Final = 6
-"""The queueing delay that LEDBAT keeps to, an int, µs, 1,000 to 100,000, else EINVAL; 0, the default, is the
-controller's own. CUBIC and Reno have no such thing. It may be set at any time.
+"""The queueing delay that LEDBAT and LEDBAT++ keep to, an int, µs, 1,000 to 100,000, else EINVAL; 0, the default, is
+the controller's own. CUBIC and Reno have no such thing. It may be set at any time.
 """
 
 

@@ -36,7 +36,15 @@ from utpsocket.protocol import (
     times,
     validation,
 )
-from utpsocket.protocol.congestion import CONTROLLERS, base_delay, clock_skew, controller, ledbat, slow_start
+from utpsocket.protocol.congestion import (
+    CONTROLLERS,
+    base_delay,
+    clock_skew,
+    controller,
+    ledbat,
+    ledbat_plus_plus,
+    slow_start,
+)
 from utpsocket.sockets import fd_pair, option_calls, rules
 
 
@@ -147,6 +155,14 @@ FACTS = [
     ("protocol", f"at most {number(clock_skew.MAX_SKEW_PPB // 1_000)} ppm"),
     ("protocol", f"rises by {ms(base_delay.MIN_STEP_US)} ms or more"),
     ("protocol", f"for {seconds(base_delay.FLAT_SLICES * base_delay.SLICE_US)} s does not fall"),
+    ("protocol", f"Its target is {ms(ledbat_plus_plus.TARGET_DELAY_US)} ms. Growth per round trip: 3,000 bytes"),
+    ("protocol", {3_000: "3,000 bytes (the draft"}[ledbat_plus_plus.GAIN_BYTES]),
+    ("protocol", {2: "two round trips after slow start"}[ledbat_plus_plus.FIRST_SLOWDOWN_RTTS]),
+    ("protocol", f"then after {ledbat_plus_plus.SLOWDOWN_FACTOR} times as long as the last one took"),
+    ("protocol", f"took, {seconds(ledbat_plus_plus.MIN_SLOWDOWN_INTERVAL_US)} s at least"),
+    ("protocol", {4: "wait four times as long, up to"}[ledbat_plus_plus._GROWTH]),
+    ("protocol", f"times as long, up to {seconds(ledbat_plus_plus.MAX_SLOWDOWN_INTERVAL_US)} s"),
+    ("protocol", f"doubles after each {seconds(ledbat_plus_plus.TARGET_DOUBLES_US)} s without a loss"),
     ("protocol", f"is longer than {ms(pacing.PACED_FROM_RTT_US)} ms, a burst is about {ms(pacing._BURST_US)} ms"),
     ("protocol", f"{seconds(close_timers.TIME_WAIT_US)} s or 1.5 timeouts"),
     ("protocol", f"known to be lost, {seconds(close_timers.MAX_TIME_WAIT_US)} s at most"),

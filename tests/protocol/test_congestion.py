@@ -248,3 +248,104 @@ def test_cubic_makes_room_for_others() -> None:
     growth = [after - before for before, after in pairwise(windows)]
     slowest = growth.index(min(growth))
     assert windows[slowest] == pytest.approx(59_500, rel=0.05)
+
+
+# ── LEDBAT++: draft-irtf-iccrg-ledbat-plus-plus ──
+
+
+def plus_plus(window_bytes: int) -> Path:
+    """One that has left slow start without a loss."""
+    made = path("ledbat++")
+    made.controller.is_slow_start = False
+    made.controller.window_bytes = window_bytes
+    return made
+
+
+def standing(made: Path, queueing_us: int, seconds: float) -> list[int]:
+    """The window at the end of each of these round trips, with a queue of that length whatever the window is."""
+    ends_at, windows = made.now + int(seconds * 1_000_000), []
+    while made.now < ends_at:
+        made.round_trip(queueing_us)
+        windows.append(made.controller.window_bytes)
+    return windows
+
+
+@pytest.mark.parametrize(("queueing_us", "share"), [(90_000, 0.5), (120_000, 0.5), (66_000, 0.9)])
+def test_ledbat_plus_plus_shrinks_in_proportion_by_half_at_most(queueing_us: int, share: float) -> None:
+    """The draft's "Multiplicative decrease": window × (delay / target − 1)."""
+    made = plus_plus(200_000)
+    made.round_trip(queueing_us)
+    made.controller.window_bytes = 200_000
+    made.round_trip(queueing_us, acks=20)
+    assert made.controller.window_bytes == pytest.approx(200_000 * share + 3_000, rel=0.1)
+
+
+def test_ledbat_plus_plus_gives_way_within_some_round_trips() -> None:
+    made = plus_plus(200_000)
+    for _ in range(12):
+        made.round_trip(300_000)
+    assert made.controller.window_bytes <= 6 * SEGMENT, "what it grows by in a round trip, twice"
+
+
+def test_ledbat_plus_plus_slows_down_after_slow_start_and_goes_back() -> None:
+    """The draft's "Initial and periodic slowdown": two packets, then doubling up to what it was."""
+    made = path("ledbat++")
+    while made.controller.is_slow_start:
+        made.round_trip(50_000)
+    windows = standing(made, 50_000, 1.5)
+    lowest = windows.index(2 * SEGMENT)
+    assert lowest <= 4, "two round trips after the end of slow start"
+    before = max(windows[:lowest], default=13_800)
+    assert max(windows[lowest:]) >= before
+    grown = windows[lowest : windows.index(max(windows))]
+    assert grown == sorted(grown)
+
+
+def slowdowns(windows: list[int]) -> int:
+    return sum(after == 2 * SEGMENT < before for before, after in pairwise(windows))
+
+
+def test_ledbat_plus_plus_slows_down_again_as_long_as_the_queue_does_not_drain() -> None:
+    made = plus_plus(100_000)
+    windows = standing(made, 50_000, 60)
+    assert 6 <= slowdowns(windows) <= 16
+
+
+def test_ledbat_plus_plus_does_not_slow_down_where_queues_drain_by_themselves() -> None:
+    """So it costs nothing over loopback, and on a path that it does not fill."""
+    made = plus_plus(100_000)
+    windows = []
+    for _ in range(300):
+        windows += standing(made, 50_000, 0.2)
+        made.round_trip(0)
+    assert slowdowns(windows) == 0
+    silent = plus_plus(100_000)
+    assert slowdowns(standing(silent, 0, 60)) == 0
+
+
+@pytest.mark.parametrize(
+    ("buffer_us", "limit_us"), [(31_000, 15_500), (100_000, 50_000), (300_000, 60_000), (0, 4_000)]
+)
+def test_ledbat_plus_plus_keeps_to_half_of_a_short_buffer(buffer_us: int, limit_us: int) -> None:
+    """Otherwise losses alone would decide, as between TCPs."""
+    made = plus_plus(100_000)
+    made.round_trip(buffer_us)
+    made.controller.on_loss(now=made.now)
+    made.controller.window_bytes = 100_000
+    assert made.controller._limit_us == limit_us  # type: ignore[attr-defined]
+    if limit_us > 10_000:
+        assert made.round_trip(limit_us * 2 // 3) > 0
+        assert made.round_trip(limit_us * 4 // 3) < 0
+    standing(made, 1_000, 10 * 5)
+    assert made.controller._limit_us == 60_000  # type: ignore[attr-defined]
+
+
+def test_a_loss_while_ledbat_plus_plus_is_slowed_down_halves_what_it_goes_back_to() -> None:
+    for loses in ("on_loss", "on_timeout"):
+        made = plus_plus(100_000)
+        while made.controller.window_bytes > 2 * SEGMENT:
+            made.round_trip(50_000, acks=50)
+        before = made.controller._resume_bytes  # type: ignore[attr-defined]
+        getattr(made.controller, loses)(now=made.now)
+        windows = standing(made, 0, 0.5)
+        assert before * 0.4 <= max(windows) <= before * 0.7

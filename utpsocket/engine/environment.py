@@ -84,7 +84,7 @@ _T = TypeVar("_T", str, bool, int, float)
 _TextName: TypeAlias = Literal["UTPSOCKET_EXCEPT", "UTPSOCKET_FALLBACK", "UTPSOCKET_LISTEN", "UTPSOCKET_ONLY"]
 _SecondsName: TypeAlias = Literal["UTPSOCKET_EXIT_FLUSH", "UTPSOCKET_FALLBACK_DELAY"]
 # As utpsocket.protocol.congestion has them, which is not loaded where only this module is.
-_CONTROLLERS: Final = ("ledbat", "cubic", "reno")
+_CONTROLLERS: Final = ("ledbat", "ledbat++", "cubic", "reno")
 MIN_TARGET_DELAY_US: Final = 1_000  # by feel: clocks and timers are not much better
 MAX_TARGET_DELAY_US: Final = 100_000  # RFC 6817 §2.5: no more than 100 ms
 

@@ -11,9 +11,12 @@ from typing import Final
 from utpsocket.protocol.congestion.controller import Controller
 from utpsocket.protocol.congestion.cubic import Cubic
 from utpsocket.protocol.congestion.ledbat import Ledbat
+from utpsocket.protocol.congestion.ledbat_plus_plus import LedbatPlusPlus
 from utpsocket.protocol.congestion.reno import Reno
 
 __all__ = ["CONTROLLERS", "DEFAULT_CONTROLLER", "Controller"]
 
-CONTROLLERS: Final[dict[str, type[Controller]]] = {controller.NAME: controller for controller in (Ledbat, Cubic, Reno)}
+CONTROLLERS: Final[dict[str, type[Controller]]] = {
+    controller.NAME: controller for controller in (Ledbat, LedbatPlusPlus, Cubic, Reno)
+}
 DEFAULT_CONTROLLER: Final = Ledbat.NAME

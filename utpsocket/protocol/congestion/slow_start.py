@@ -26,16 +26,18 @@ class SlowStartController(DelayController):
     _ssthresh_bytes       slow start after a timeout ends at this window; 0: there was none
     _is_conservative      slow start has seen a queue (RFC 9406)
     _conservative_since   when it did
+    _css_exit_us          slow start ends at this queueing delay, once it has seen a queue
     _before_reduction     window_bytes, is_slow_start and _ssthresh_bytes before the last loss or timeout; None: none to
                           undo
     """
 
-    __slots__ = ("_before_reduction", "_conservative_since", "_is_conservative", "_ssthresh_bytes")
+    __slots__ = ("_before_reduction", "_conservative_since", "_css_exit_us", "_is_conservative", "_ssthresh_bytes")
 
     def __init__(self, segment_bytes: int, target_delay_us: int = 0) -> None:
         super().__init__(segment_bytes, target_delay_us)
         self._is_conservative = False
         self._conservative_since = 0
+        self._css_exit_us = self.target_delay_us * 3 // 4
         self._ssthresh_bytes = 0
         self._before_reduction: tuple[int, bool, int] | None = None
 
@@ -43,7 +45,7 @@ class SlowStartController(DelayController):
         """An ack in slow start: see the module's docstring."""
         window = self.window_bytes
         is_full = self._sample3_us < NO_SAMPLE
-        if queueing_us >= self.target_delay_us * 3 // 4:
+        if queueing_us >= (self._css_exit_us if self._is_conservative else self.target_delay_us * 3 // 4):
             # The window of one round trip ago has caused this queue and filled the path: go on from there.
             self.is_slow_start = False
             self._ssthresh_bytes = 0
