@@ -47,7 +47,9 @@ COMPILED: Final = (
     "engine/kernel/native_calls.py",
     "engine/kernel/udp.py",
     "engine/command_queue.py",
+    "engine/inline_io.py",
     "engine/loop.py",
+    "engine/steps.py",
     "engine/timers.py",
     "engine/turns.py",
 )

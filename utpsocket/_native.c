@@ -12,11 +12,12 @@
        compose_lone                       compose_lone_in_python()            protocol/packet.py
        epoll_wait                         libc.epoll_wait                     engine/interpreter/libc.py
        epoll_ctl                          epoll_ctl_in_python()               engine/kernel/poller.py
+       wait_readable                      select.poll
 
    Rules. Nothing here keeps state between two calls, and nothing is parsed but what check_run() and
    read_fields() read. All memory
    that a call reads or writes belongs to an object that its caller holds, and every offset is compared with the object's
-   size first: a wrong argument is a ValueError. No call but epoll_wait() blocks, so the GIL is kept
+   size first: a wrong argument is a ValueError. No call but epoll_wait() and wait_readable() blocks, so the GIL is kept
    (docs/performance.md §9), which also means that no other thread can resize a buffer meanwhile. A call that fails
    returns the errno, negative where a count is returned otherwise; only wrong arguments and lack of memory raise, and
    connect_pair(), an OSError. */
@@ -27,6 +28,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -187,6 +189,41 @@ wait_for_events(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&buffer);
     return PyLong_FromLong(count);
+}
+
+PyDoc_STRVAR(wait_readable_doc, "wait_readable(fd, other_fd, timeout_ms) -> int\n\n\
+poll(2) of one or two descriptors for POLLIN, with the GIL released; an other_fd of -1 is none, a timeout of -1 none.\n\
+Returns 1 if the first has an event, 2 if the other one has POLLIN alone, 4 if it has an error, or their sum; 0 after\n\
+the timeout; a negative errno. After EINTR no signal's handler has run yet.");
+
+static PyObject *
+wait_readable(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (wrong_count("wait_readable", nargs, 3) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    if (fd < 0)
+        return NULL;
+    long other_fd = PyLong_AsLong(args[1]);
+    if (other_fd == -1 && PyErr_Occurred())
+        return NULL;
+    long timeout_ms = PyLong_AsLong(args[2]);
+    if (timeout_ms == -1 && PyErr_Occurred())
+        return NULL;
+    if (other_fd < -1 || other_fd > INT_MAX || timeout_ms < -1 || timeout_ms > INT_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no file descriptor, or no timeout");
+        return NULL;
+    }
+    struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = (int)other_fd, .events = POLLIN}};
+    int count, code;
+    Py_BEGIN_ALLOW_THREADS
+    count = poll(fds, 2, (int)timeout_ms);
+    code = errno;
+    Py_END_ALLOW_THREADS
+    if (count < 0)
+        return PyLong_FromLong(-code);
+    int other = !fds[1].revents ? 0 : fds[1].revents == POLLIN ? 2 : 4;
+    return PyLong_FromLong((fds[0].revents ? 1 : 0) | other);
 }
 
 /* ── streams ── */
@@ -705,6 +742,7 @@ static PyMethodDef functions[] = {
     {"read_fields", (PyCFunction)(void (*)(void))read_fields, METH_FASTCALL, read_fields_doc},
     {"epoll_wait", (PyCFunction)(void (*)(void))wait_for_events, METH_FASTCALL, epoll_wait_doc},
     {"epoll_ctl", (PyCFunction)(void (*)(void))control_epoll, METH_FASTCALL, epoll_ctl_doc},
+    {"wait_readable", (PyCFunction)(void (*)(void))wait_readable, METH_FASTCALL, wait_readable_doc},
     {"compose_lone", (PyCFunction)(void (*)(void))compose_lone, METH_FASTCALL, compose_lone_doc},
     {NULL, NULL, 0, NULL},
 };

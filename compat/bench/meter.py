@@ -148,9 +148,9 @@ def _places(loop: Loop) -> Iterator[tuple[Any, str, str]]:
     yield composer, "compose_lone", "compose"
     yield runs.Run, "is_clean", "check"
     for channel in loop.channels.values():
-        if isinstance(channel, Bridge) and channel._stream is not None:
+        if isinstance(channel, Bridge) and channel.stream is not None:
             for name, part in _STREAM.items():
-                yield *_place(channel._stream, name), part
+                yield *_place(channel.stream, name), part
             break
     for endpoint in loop.endpoints.values():
         calls = endpoint.port._calls

@@ -239,6 +239,7 @@ class Scheduled(Loop):
         self._deferred_delivery = []
         self._listeners, self.channels = {}, dict.fromkeys(range(len(flows)))  # type: ignore[assignment]
         self.connect_gate = self.arena = self  # type: ignore[assignment]
+        self.epoll_fd, self._is_stepping = -1, False
         self.held = self.used = 0
         self.pid, self.caller_pid = 1, 1
         self.delivers = False  # what is small has come from the network

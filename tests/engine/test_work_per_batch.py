@@ -176,8 +176,8 @@ def test_a_bulk_transfer_works_by_the_batch(pair: Pair, monkeypatch: pytest.Monk
 
     def count_calls(loop: Loop) -> None:
         for bridge in bridges_of(loop):
-            counted: Any = Counted(bridge._stream, calls)
-            bridge._stream = counted
+            counted: Any = Counted(bridge.stream, calls)
+            bridge.stream = counted
 
     monkeypatch.setattr(SendHalf, "on_ack", counted_on_ack)
     engine().call(count_calls)

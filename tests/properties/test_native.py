@@ -16,6 +16,7 @@ import os
 import random
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -451,6 +452,38 @@ def test_events_are_waited_for_alike(native: Any, ready: list[bool], most: int) 
     assert native.epoll_wait(no_fd(), bytearray(16), 1, 0) == -1
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("is_other", [True, False])
+def test_descriptors_are_waited_for_alike(native: Any, is_first: bool, is_other: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        pairs = [[stack.enter_context(end) for end in socket.socketpair()] for _ in range(2)]
+        poller = select.poll()
+        for (left, right), is_ready in zip(pairs, (is_first, is_other), strict=True):
+            poller.register(left, select.POLLIN)
+            if is_ready:
+                right.send(b"x")
+        fds = [left.fileno() for left, _ in pairs]
+        found = dict(poller.poll(0))
+        wanted = [bit for fd, bit in zip(fds, (1, 2), strict=True) if found.get(fd)]
+        assert native.wait_readable(*fds, 0) == sum(wanted)
+        assert native.wait_readable(fds[0], -1, 0) == is_first
+        pairs[1][1].close()  # not POLLIN alone
+        assert native.wait_readable(*fds, 0) == is_first + 4
+    assert native.wait_readable(no_fd(), -1, -1) == 1  # POLLNVAL
+
+
+def test_a_signal_ends_the_wait_for_descriptors(native: Any) -> None:
+    left, right = socket.socketpair()
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with left, right:
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            assert native.wait_readable(left.fileno(), -1, -1) == -errno.EINTR
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # ── wrong arguments ──
 
 
@@ -558,6 +591,7 @@ ARGUMENTS = {
     "compose_lone": 9,
     "epoll_wait": 4,
     "epoll_ctl": 4,
+    "wait_readable": 3,
 }
 
 
@@ -628,6 +662,9 @@ def test_what_lies_beyond_a_buffer_is_refused(native: Any) -> None:
     for timeout_ms in (-2, 2**31, 2**70):
         with pytest.raises(WRONG):
             native.epoll_wait(fd, bytearray(16), 1, timeout_ms)
+    for wrong_numbers in ((-2, 0), (2**31, 0), (-1, -2), (-1, 2**31)):
+        with pytest.raises(WRONG):
+            native.wait_readable(fd, *wrong_numbers)
     for short in (bytes(HEADER_BYTES - 1), b""):
         with pytest.raises(WRONG):
             native.read_fields(memoryview(short))

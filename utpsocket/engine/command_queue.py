@@ -175,13 +175,15 @@ class Inbox:
         except OSError as error:
             reraise_handler_error(error)
             if error.errno in faults.TRANSIENT_ERRNOS:
-                self._wake()
+                self.wake()
             # else the pipe is full of wake-ups that it has not read yet, or it has ended
         if self._has_ended:  # read after the append: either this thread sees the end, or the engine's sees the command
             self.end()
 
-    def _wake(self) -> None:
-        """Wake the engine although the kernel is short of memory, by trying again: else it might sleep for hours."""
+    def wake(self) -> None:
+        """Wake the engine, by trying again where the kernel is short of memory: else it might sleep for hours. Any
+        thread.
+        """
         for _ in range(_MAX_WAKE_TRIES):
             try:
                 self._wake_up.wake()

@@ -96,6 +96,7 @@ _READERS: Final[dict[str, Callable[[str], Value]]] = {
     "UTPSOCKET_EXIT_TIMEOUT": _seconds,
     "UTPSOCKET_FALLBACK": _one_of("tcp"),
     "UTPSOCKET_FALLBACK_DELAY": _seconds,
+    "UTPSOCKET_INLINE": _switch,
     "UTPSOCKET_KEEP_GIL": _switch,
     "UTPSOCKET_LISTEN": _one_of("utp", "both"),
     "UTPSOCKET_MAX_MTU": _size,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 from utpsocket.engine import environment, fault_reports
 from utpsocket.engine.channels.race import SilentDestinations
 from utpsocket.engine.channels.utp import BRIDGE_EVENTS, GATED_EVENTS, Bridge
-from utpsocket.engine.command_queue import Answer, Command, Inbox
+from utpsocket.engine.command_queue import Answer, Command
 from utpsocket.engine.ended_totals import Totals
 from utpsocket.engine.faults import Containment, retry_call
 from utpsocket.engine.fd_owners import fd_owners, listeners
@@ -34,12 +34,13 @@ from utpsocket.engine.interpreter.originals import os, time
 from utpsocket.engine.interpreter.signal_errors import or_none
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.arena import Arena
-from utpsocket.engine.kernel.high_fds import move_to_high_fd, replace_with_idle
+from utpsocket.engine.kernel.high_fds import move_to_high_fd
 from utpsocket.engine.kernel.poller import (
     EPOLLERR,
     EPOLLET,
     EPOLLIN,
     EPOLLOUT,
+    PORT_EVENTS,
     WakeUp,
     Watches,
     new_poller,
@@ -50,17 +51,16 @@ from utpsocket.engine.kernel.udp import WANTED_BUFFER_BYTES, Port
 from utpsocket.engine.ports import unread_syns
 from utpsocket.engine.ports.accept_queue import AcceptQueue
 from utpsocket.engine.ports.bound_ports import BoundPorts
-from utpsocket.engine.ports.connect_gate import ConnectGate
 from utpsocket.engine.ports.endpoint import BY_ENGINE, Endpoint
 from utpsocket.engine.ports.idle_sockets import IdleSockets
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.path_cache import PathCache
 from utpsocket.engine.ports.send_grants import GrantQueue, SendGrants
 from utpsocket.engine.ports.time_wait import TimeWaits
-from utpsocket.engine.timers import Timers
+from utpsocket.engine.steps import Work
 from utpsocket.engine.turns import IDLE_ONLY_US, TURN_BYTES, UNLIMITED_BYTES, YIELD_SECONDS, Turns
 from utpsocket.engine.user_fds import shared_errnos
-from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
+from utpsocket.engine.user_fds.open_fds import HoldersWatch
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
@@ -81,9 +81,6 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # levels, not edges: a port need not be emptied in one iteration
-# After ENOBUFS, which makes no event, a port sends again after so long. By feel: a queue of the kernel's drains in it.
-_BLOCKED_US: Final = 1_000
 # How long check_fds() waits for the thread to be asleep, where it uses no fd number: a second in all, by feel.
 _SLEEP_CHECKS: Final = 2_000
 _SLEEP_CHECK_SECONDS: Final = 0.000_5
@@ -93,13 +90,17 @@ _ENDS_EVERY_US: Final = 50_000
 _monotonic_ns: Final = time.monotonic_ns
 
 
-class Loop:
+class Loop(Work):
     """One engine: the thread, its ports and its channels. It is the Reactor that channels and ports are given.
 
     start() once; then post(), call() and the like, from any thread; stop() ends it. utpsocket.engine.engine() makes it.
     """
 
     def __init__(self) -> None:
+        epoll = new_poller()
+        wake_up = WakeUp()
+        Work.__init__(self, epoll, wake_up)
+
         # The process that the engine runs in, and the one whose sockets it serves (another, in helper/client.py).
         self.pid = self.caller_pid = os.getpid()
         # Cookie of the thread's network namespace; sockets of others are reached beside them (kernel/netns.py).
@@ -128,7 +129,6 @@ class Loop:
         self.max_segments = MAX_RUN_PACKETS  # packets for one system call
         self.send_grants = SendGrants()  # order among many connections to one peer
         self.paths = PathCache()  # datagram sizes known to reach a peer
-        self.connect_gate = ConnectGate()  # connects that are complete and not visible yet
         self.silent_destinations = SilentDestinations()  # where uTP had no answer and TCP had
         self.idle_sockets = IdleSockets(self)  # UDP sockets for the next connects
         self._time_waits = TimeWaits(self)  # ports that wait for a late FIN
@@ -144,17 +144,13 @@ class Loop:
         shared_errnos.begin(self.pid)
         self.fd_lock = ForkLock()  # held while fds are made that a fork must not copy half made
         self.holders_watch = HoldersWatch()  # finds out whether any process has a socket open
-        self.rechecks = Rechecks()  # sockets that were closed here and may be open elsewhere, and when to look again
         self.recheck_holders: Callable[[Loop], None] = lambda _: None  # does so; commands.watch_holder() sets it
 
         # epoll, and how other threads interrupt it.
-        self._collector_pause = (
-            garbage_collector.CollectorPause()
-        )  # no garbage collection on this thread while it works
-        self._epoll = new_poller()  # epoll, or what replaces it
-        self._sleep = new_sleep(self._epoll, self._collector_pause)  # waits for its events
-        self._wake_up = WakeUp()  # an fd that other threads make readable
-        self._wake_fd = self._wake_up.fd  # its number
+        self._collector_pause = garbage_collector.CollectorPause()  # none on this thread while it works
+        self._epoll = epoll  # or what replaces it
+        self._sleep = new_sleep(epoll, self._collector_pause)  # waits for its events
+        self._wake_fd = wake_up.fd  # its number
         self._wake_file = os.fstat(self._wake_fd)  # to find out whether the program has closed it: check_fds()
         # What epoll reports then. Any: as two ints the compiled build would make a tuple of them for each comparison.
         self._wake_event: Any = EPOLLIN, self._wake_fd
@@ -166,28 +162,16 @@ class Loop:
         # See Reactor.
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self.frees_ports_at_once = watches.is_for_any_thread  # poll() holds the files it sleeps on until it wakes up
-        self._inbox = Inbox(self._wake_up)  # commands of other threads
 
         # Does one iteration. A measurement may put its own steps here (compat/bench/meter.py).
         self.iteration: Callable[[], None] = self._iterate
 
         # The work in progress.
-        self.now = _monotonic_ns() // 1_000  # µs, of this iteration
-        self.owner: object = None  # what it is done for: an exception ends it, faults.py
         self.command: Command | None = None  # the command that is carried out: an exception is its answer
         self._containment = Containment()  # ends owners, and counts exceptions in a row
         self._fault: BaseException | None = None  # an exception that is not contained yet
 
-        # What is to be done: in this iteration, or at a time.
-        self.timers: Timers[Bridge] = Timers()  # deadlines of connections, and calls
-        self.call_at = self.timers.call_at  # see Reactor
-        self._dirty: dict[Bridge, None] = {}  # connections that something has happened to
-        self._readable_endpoints: dict[Endpoint, None] = {}  # ports to receive from in this iteration
-        self._readable_bridges: dict[Bridge, None] = {}  # pairs to read from
-        self.turns: Turns[Endpoint, Bridge] = Turns(self)  # the same of what has a lot
-        self._deferred_delivery: list[Bridge] = []  # delivered last, see _deliver_deferred()
-        self._blocked: dict[BridgePort, None] = {}  # ports that could not send all
-        self._listeners: dict[Listener, int] = {}  # those with something to do, and when; no others
+        self.turns = Turns(self)  # what has a lot to move, and how much of it in one iteration
 
         # The thread's life.
         self._thread_id = 0
@@ -195,7 +179,6 @@ class Loop:
         self.is_begun = False  # start() has returned
         self.is_alive = True  # False once the thread ends: then nothing is answered any more
         self._is_stopping = False  # the thread ends after this iteration
-        self._fds_lost = False  # the program has closed our fds: none may be used any more
         self._is_asleep = False  # in the poller, or over: the thread uses no fd number
         self._has_ended = allocate_lock()  # unlocked when the thread ends
         self._has_ended.acquire()
@@ -424,27 +407,7 @@ class Loop:
 
     def _wait(self) -> list[tuple[int, int]]:
         turns = self.turns
-        if (
-            self._readable_endpoints
-            or self._readable_bridges
-            or turns.idle_only
-            or turns.endpoints
-            or turns.readable
-            or turns.dirty
-            or self._inbox.commands
-        ):
-            at = 0
-        else:
-            at = self.timers.next_at
-            if self.connect_gate.retry_at is not None and self.connect_gate.retry_at < at:
-                at = self.connect_gate.retry_at
-            if self.rechecks.at is not None and self.rechecks.at < at:
-                at = self.rechecks.at
-            if self._blocked and self.now + _BLOCKED_US < at:
-                at = self.now + _BLOCKED_US
-            for when in self._listeners.values():
-                if when < at:
-                    at = when
+        at = self.work_at()
         if turns.has_delivered:
             turns.has_delivered = turns.is_yielding = False
             if not at:
@@ -452,12 +415,22 @@ class Loop:
         self._is_asleep = True
         if self._fds_lost:  # read after the line above: check_fds() may have seen _is_asleep and closed the fds
             return []
-        events = self._sleep.wait(at)
+        self.on_sleep(at)
+        try:
+            events = self._sleep.wait(at)
+        finally:
+            self.on_awake()
         self._is_asleep = False
         if self._wake_event in events:
             events.remove(self._wake_event)
             self._wake_up.reset()
         return events
+
+    def serve(self, bridge: Bridge) -> None:
+        """Deliver and send, as step 6 of an iteration. After begin_step()."""
+        self.owner = bridge
+        self._dirty[bridge] = None
+        self._flush_dirty(self.now)
 
     def _read_ports(self, now: int) -> None:
         endpoints, self._readable_endpoints = self._readable_endpoints, {}
@@ -574,9 +547,7 @@ class Loop:
         self._flush_channel(bridge, now)
 
     def _hand_over_due(self, now: int) -> None:
-        due: list[Listener] = []
-        if self._listeners:
-            due = [one for one, when in self._listeners.items() if when <= now or one.may_retry(now=now)]
+        due = [one for one, when in self._listeners.items() if when <= now or one.may_retry(now=now)]
         if due:
             with self.fd_lock:
                 for listener in due:
@@ -642,7 +613,7 @@ class Loop:
             self._blocked[endpoint] = None
             # Only while blocked: otherwise every datagram that has left would wake us. EPOLLET: after ENOBUFS, which
             # comes from elsewhere than the socket's buffer, the socket is writable all the time.
-            self.rewatch(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | EPOLLET)
+            self.rewatch(endpoint.port.fd, PORT_EVENTS | EPOLLOUT | EPOLLET)
         if connection.events:
             bridge.handle_events()
             is_delivered = False
@@ -710,29 +681,11 @@ class Loop:
         if endpoint.port.is_blocked and endpoint.port.flush():
             if endpoint in self._blocked:
                 del self._blocked[endpoint]
-                self.rewatch(endpoint.port.fd, _PORT_EVENTS)
+                self.rewatch(endpoint.port.fd, PORT_EVENTS)
             for bridge in endpoint.bridges.values():
                 self._dirty[bridge] = None
 
     # ── for channels and ports: see Reactor and the Engine protocols beside them ──
-
-    def mark_dirty(self, bridge: Bridge) -> None:
-        """Something has happened to this connection: deliver and send in this iteration."""
-        self._dirty[bridge] = None
-
-    def wake_listener(self, listener: Listener) -> None:
-        """A connection of this listener waits for the hand-over: try it in this iteration."""
-        self._listeners.setdefault(listener, self.now)
-
-    def forget_listener(self, listener: Listener) -> None:
-        """The listener has ended: drop what was to be done for it."""
-        self._listeners.pop(listener, None)
-
-    def wake_bridge(self, bridge: Bridge) -> None:
-        """Have the bridge read its pair again in this iteration, or the next."""
-        self._dirty[bridge] = None
-        if bridge.engine_sock is not None:
-            self._readable_bridges[bridge] = None
 
     def flush_now(self, bridge: Bridge) -> None:
         """Deliver and send what a command has caused, before the command is answered."""
@@ -810,7 +763,7 @@ class Loop:
 
     def watch_port(self, endpoint: Endpoint) -> None:
         """Receive from the port. Any thread."""
-        self.watch_from_anywhere(endpoint.port.fd, _PORT_EVENTS, endpoint)
+        self.watch_from_anywhere(endpoint.port.fd, PORT_EVENTS, endpoint)
 
     def watch_from_anywhere(self, fd: int, events: int, watcher: Watcher | Endpoint) -> None:
         """As watch(), of an fd that is not watched yet. Any thread; raises ECONNABORTED if the engine has ended."""
@@ -823,18 +776,8 @@ class Loop:
             self.post(lambda loop: loop.watch(fd, events, watcher))
 
     def free_address(self, endpoint: Endpoint) -> bool:
-        """Free the address of an unused port whose closing the caller has claimed, so that bind() can use it at once.
-
-        The fd number stays, with an idle socket under it, since the engine's thread may be about to use the number; the
-        port is closed later. Returns False if only the engine's thread can free it. Any thread.
-        """
-        if not self.frees_ports_at_once or not endpoint.is_all_answered or not replace_with_idle(endpoint.port.sock):
-            return False
-        if endpoint.reuseport_sockets is not None:
-            endpoint.reuseport_sockets.close_reservation()
-        endpoint.is_address_freed = True
-        self.bound.discard(endpoint)
-        return True
+        """See BoundPorts.free_address(). Any thread."""
+        return self.frees_ports_at_once and self.bound.free_address(endpoint)
 
     def close_opened(self) -> None:
         """A command has failed half way: close the port that it opened, if it did and it is unused."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     # These are loaded by load().
     from utpsocket import stats
+    from utpsocket.engine import inline_io
+    from utpsocket.engine.current import running_engine
     from utpsocket.engine.interpreter.arguments import (
         Ancillary,
         GivenAddress,
@@ -50,9 +52,13 @@ if TYPE_CHECKING:
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _INT_MAX: Final = 2**31 - 1
+_INLINE_TYPES: Final = (bytes, bytearray)  # what inline_io.send() takes
+_INLINE_ROOMS: Final = (bytearray, memoryview)  # what is received into: of others the length need not be in bytes
 _POLLOUT: Final = 0x004
 _TIMED_OUT: Final = ("timed out",)
 _UNCONNECTED: Role  # a copy of Role.UNCONNECTED, set by load()
+_works_inline = False  # inline_io.IS_ON, set by load()
+_RECEIVE_TIMEOUT: Final = stdlib.SOL_SOCKET, int(getattr(stdlib, "SO_RCVTIMEO", 20))
 
 
 def _is_stream(family: object, type: int, proto: object) -> bool:
@@ -599,6 +605,8 @@ class socket(StdlibSocket):
             args = errors.with_checked_flags(self, identity, args, 1)
         if identity.is_after_eof and args and args[0] >= 0 and errors.is_at_end(self, identity):
             return b""
+        if _works_inline and len(args) == 1 and type(args[0]) is int and args[0] > 0 and not kwargs:
+            _wait_inline(self, identity)
         try:
             data = Socket.recv(self, *args, **kwargs)
         except OSError as error:
@@ -629,6 +637,9 @@ class socket(StdlibSocket):
             args = errors.discarding(args, kwargs)
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
             return 0
+        if _works_inline and identity is not None and len(args) == 1 and not kwargs:
+            if type(args[0]) in _INLINE_ROOMS and len(args[0]):
+                _wait_inline(self, identity)
         try:
             count = Socket.recv_into(self, *args, **kwargs)
         except OSError as error:
@@ -799,6 +810,10 @@ class socket(StdlibSocket):
         if identity is None:
             return Socket.send(self, data, flags)
         errors.before_send(self, identity, flags)
+        if _works_inline and not flags and type(data) in _INLINE_TYPES and self.fileno() >= 0:
+            count = inline_io.send(running_engine(), identity.cookie, self, data)  # type: ignore[arg-type]
+            if count:
+                return count
         try:
             if identity.owner_pid != os.getpid() and (count := sending.sent_at_once(self, data, flags)):
                 return count
@@ -823,6 +838,9 @@ class socket(StdlibSocket):
             Socket.sendall(self, data, flags)
             return
         errors.before_send(self, identity, flags)
+        if _works_inline and not flags and type(data) in _INLINE_TYPES and self.fileno() >= 0:
+            if inline_io.send(running_engine(), identity.cookie, self, data):  # type: ignore[arg-type]
+                return
         try:
             if identity.owner_pid != os.getpid() and (count := sending.sent_at_once(self, data, flags)):
                 data = memoryview(data).cast("B")[count:]
@@ -905,14 +923,17 @@ def load() -> None:
     later, on the engine's thread or after a chroot().
     """
     global accepting, closing, errors, fd_names, high_fds, lifecycle, option_calls, registry, sending, stats, to_tcp
-    global Identity, Role, _UNCONNECTED, _is_loaded
+    global Identity, Role, _UNCONNECTED, _is_loaded, inline_io, running_engine, _works_inline
     with _loading:
         from utpsocket import stats
+        from utpsocket.engine import inline_io
+        from utpsocket.engine.current import running_engine
         from utpsocket.engine.kernel import fd_names, high_fds
         from utpsocket.engine.user_fds.socket_state import Identity, Role
         from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, sending, to_tcp
 
         _UNCONNECTED = Role.UNCONNECTED
+        _works_inline = inline_io.IS_ON
         _is_loaded = True
         before_chroot.restore()
 
@@ -946,6 +967,15 @@ _converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # a
 _plain_init: Final = StdlibSocket.__init__
 _stdlib_accept: Final = StdlibSocket.accept
 _stdlib_dup: Final = StdlibSocket.dup
+
+
+def _wait_inline(sock: socket, identity: Identity) -> None:
+    """Before a recv(): see inline_io.wait()."""
+    seconds = sock.gettimeout()
+    if seconds != 0 and _RECEIVE_TIMEOUT not in identity.options:
+        until = 0
+        while until := inline_io.wait(running_engine(), identity.cookie, sock, seconds, until):
+            pass  # a signal's handlers run here
 
 
 def _has_buffer_room(args: Positional, kwargs: Named) -> bool:

@@ -222,7 +222,6 @@ class Bridge:
         "_may_have_ended",
         "_refuses_sends",
         "_sent_eof",
-        "_stream",
         "bulk_until",
         "close_errno",
         "connection",
@@ -245,7 +244,9 @@ class Bridge:
         "receive_buffer",
         "recv_ids",
         "source",
+        "stream",
         "syn_received_at",
+        "waits_for_pair_until",
         "tcp_attempt",
     )
 
@@ -264,7 +265,7 @@ class Bridge:
         # The engine's end of the pair: None before the hand-over to a listener, and once it is closed.
         self.engine_sock: Socket | None = None
         self.engine_fd = -1  # its number
-        self._stream: AnyStream  # its system calls (kernel/syscalls.py), once there has been one
+        self.stream: AnyStream  # its system calls (kernel/syscalls.py), once there has been one
         self.receive_buffer = ReceiveBuffer()  # how much it may hold for a program that does not read
 
         # What is kept for it by the loop's other parts.
@@ -272,6 +273,7 @@ class Bridge:
         self.grant_queue: GrantQueue | None = None  # of a connection that was dialled: ports/send_grants.py
         self.flush_waiters: tuple[Callable[[], None], ...] = ()  # called once is_flushed
         self.bulk_until = 0  # it counts as bulk until this time, µs (turns.py)
+        self.waits_for_pair_until = 0  # until this time the program's recv() receives no datagrams (inline_io.py)
 
         # How far it has come.
         self.syn_received_at = 0  # µs; 0 once the peer is verified
@@ -315,7 +317,7 @@ class Bridge:
         """
         self.engine_sock = engine_sock
         self.engine_fd = engine_sock.fileno()
-        self._stream = Stream(engine_sock)
+        self.stream = Stream(engine_sock)
         self.is_readable = True
         self.receive_buffer.apply_option(engine_sock, self.identity.settings.receive_buffer_bytes)
 
@@ -400,7 +402,7 @@ class Bridge:
             if not span and not (span := self._free_span_at_end(now=now)):
                 return
             spans = connection.free_spans(budget) if is_flowing else [span]
-            stream = self._stream
+            stream = self.stream
             if IS_COMPILED and isinstance(stream, NativeStream):  # then it is called without looking it up
                 count = stream.receive(spans)
             else:
@@ -667,7 +669,7 @@ class Bridge:
                 connection.finish_delivery(0, now=now)
                 self._refuse_sends()
                 return
-            stream = self._stream
+            stream = self.stream
             count = stream.send(views) if IS_COMPILED and isinstance(stream, NativeStream) else stream.send(views)  # noqa: RUF034
             if count >= 0:
                 if receive_buffer.is_growing:
@@ -974,9 +976,12 @@ class Bridge:
         return self.engine_sock is None and (self.is_handed_over or self.connection.is_over)
 
     @property
-    def is_finished(self) -> bool:
-        """Nothing is left to do: the loop may forget it."""
-        return self.connection.is_over and self.engine_sock is None
+    def may_step(self) -> bool:
+        """Whether a step on a thread of the program may serve it (engine/steps.py): it is established, and nothing of
+        it waits for the engine's thread.
+        """
+        is_open = self.engine_sock is not None and self.connection.state is CONNECTED and self.close_errno is None
+        return is_open and not (self.is_readable or self.is_gated or self._may_have_ended or self.finish_when_drained)
 
     @property
     def is_flushed(self) -> bool:

@@ -49,6 +49,8 @@ EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 EPOLLET: Final = 1 << 31
+PORT_EVENTS: Final = EPOLLIN | EPOLLERR
+"""What epoll is asked for of a port: levels, not edges, since a port need not be emptied in one iteration."""
 # EPOLLERR and EPOLLHUP, which poll() reports whether they are asked for or not
 _ALWAYS_REPORTED: Final = 0x018
 # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from utpsocket.engine.kernel.high_fds import replace_with_idle
+
 if TYPE_CHECKING:
     from utpsocket.engine.ports.endpoint import Endpoint
 
@@ -26,6 +28,20 @@ class BoundPorts(dict[int, "dict[Endpoint, None]"]):
 
     def on_refused(self, key: int) -> None:
         """A port with this key could not be made. Nothing here; helper/server.py sends a notice to the application."""
+
+    def free_address(self, endpoint: Endpoint) -> bool:
+        """Free the address of an unused port whose closing the caller has claimed, so that bind() can use it at once.
+
+        The fd number stays, with an idle socket under it, since the engine's thread may be about to use the number; the
+        port is closed later. Returns False if only the engine's thread can free it.
+        """
+        if not endpoint.is_all_answered or not replace_with_idle(endpoint.port.sock):
+            return False
+        if endpoint.reuseport_sockets is not None:
+            endpoint.reuseport_sockets.close_reservation()
+        endpoint.is_address_freed = True
+        self.discard(endpoint)
+        return True
 
     def discard(self, endpoint: Endpoint) -> None:
         """Take a port out: its address is free. Idempotent."""

@@ -134,6 +134,7 @@ class Endpoint:
         "dropped_datagrams",
         "faults",
         "has_ended_in_order",
+        "has_receiver",
         "holders",
         "is_closed",
         "shares_port",
@@ -176,6 +177,7 @@ class Endpoint:
         # Receiving.
         self.is_readable = True  # there may be more to receive
         self.bulk_until = 0  # it counts as bulk until this time, µs (turns.py)
+        self.has_receiver = False  # a recv() of the program receives its datagrams (engine/inline_io.py)
         self._is_receiving = False  # something was read and not handled yet; also after an exception meanwhile
         self._expected_runs = 0  # in so many iterations more a second run is asked for
         self._single_datagram_iteration = 0  # the last iteration that found one small datagram (Loop.wakeups)
