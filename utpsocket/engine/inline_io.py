@@ -36,6 +36,7 @@ from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.protocol import Run
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.times import NEVER
 
 if IS_COMPILED:
     from utpsocket import _native
@@ -157,11 +158,11 @@ def wait(engine: object, cookie: int, sock: Socket, seconds: float | None, until
     fd = _fileno(sock)
     if isinstance(engine, Loop) and engine.sleeps_until and fd >= 0:
         bridge = engine.channels.get(cookie)
-        if isinstance(bridge, Bridge) and bridge.may_step and now >= bridge.waits_for_pair_until:
+        if isinstance(bridge, Bridge) and bridge.may_step:
             endpoint = bridge.endpoint
             if (
                 isinstance(endpoint, Endpoint)
-                and not endpoint.has_receiver
+                and endpoint.may_receive_at <= now
                 and _has_one_connection(endpoint)
                 and engine.caller_pid == _pid()
             ):
@@ -206,7 +207,8 @@ def _receive_until_readable(loop: Loop, bridge: Bridge, endpoint: Endpoint, sock
     port_fd = endpoint.port.fd
     if _native.epoll_ctl(loop.epoll_fd, _EPOLL_CTL_MOD, port_fd, 0):
         return _NOT_HERE
-    endpoint.has_receiver = True
+    endpoint.may_receive_at = NEVER
+    may_receive_at = 0
     try:
         while True:
             found = _native.wait_readable(fd, port_fd, _left_ms(until))
@@ -220,12 +222,12 @@ def _receive_until_readable(loop: Loop, bridge: Bridge, endpoint: Endpoint, sock
                 return _NOT_HERE
             before = bridge.connection.receive.reassembly.delivered_bytes
             if not _receive(loop, bridge, endpoint):
-                bridge.waits_for_pair_until = loop.now + PAUSE_US
+                may_receive_at = loop.now + PAUSE_US
                 return _NOT_HERE
             if bridge.connection.receive.reassembly.delivered_bytes != before:
                 return _PAIR
     finally:
-        endpoint.has_receiver = False
+        endpoint.may_receive_at = may_receive_at
         if not endpoint.is_closed and not endpoint.port.pending:
             _native.epoll_ctl(loop.epoll_fd, _EPOLL_CTL_MOD, port_fd, PORT_EVENTS)
 

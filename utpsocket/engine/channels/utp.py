@@ -246,7 +246,6 @@ class Bridge:
         "source",
         "stream",
         "syn_received_at",
-        "waits_for_pair_until",
         "tcp_attempt",
     )
 
@@ -273,7 +272,6 @@ class Bridge:
         self.grant_queue: GrantQueue | None = None  # of a connection that was dialled: ports/send_grants.py
         self.flush_waiters: tuple[Callable[[], None], ...] = ()  # called once is_flushed
         self.bulk_until = 0  # it counts as bulk until this time, µs (turns.py)
-        self.waits_for_pair_until = 0  # until this time the program's recv() receives no datagrams (inline_io.py)
 
         # How far it has come.
         self.syn_received_at = 0  # µs; 0 once the peer is verified

@@ -134,7 +134,6 @@ class Endpoint:
         "dropped_datagrams",
         "faults",
         "has_ended_in_order",
-        "has_receiver",
         "holders",
         "is_closed",
         "shares_port",
@@ -144,6 +143,7 @@ class Endpoint:
         "key",
         "listener",
         "loop",
+        "may_receive_at",
         "overlapping",
         "reuseport_sockets",
         "port",
@@ -177,7 +177,7 @@ class Endpoint:
         # Receiving.
         self.is_readable = True  # there may be more to receive
         self.bulk_until = 0  # it counts as bulk until this time, µs (turns.py)
-        self.has_receiver = False  # a recv() of the program receives its datagrams (engine/inline_io.py)
+        self.may_receive_at = 0  # when a recv() of the program may receive here, µs; NEVER: one does (inline_io.py)
         self._is_receiving = False  # something was read and not handled yet; also after an exception meanwhile
         self._expected_runs = 0  # in so many iterations more a second run is asked for
         self._single_datagram_iteration = 0  # the last iteration that found one small datagram (Loop.wakeups)
@@ -185,9 +185,8 @@ class Endpoint:
         self._is_cache_watched = False  # a timer will drop old entries of the listener's cache of SYNs
         self.dropped_datagrams = 0  # a figure: what was of no use
         self.faults = 0  # exceptions since it last received without one
-        self._flood: Flood | None = (
-            None  # notices useless datagrams, and is another way to receive while there are many
-        )
+        # Notices useless datagrams, and is another way to receive while there are many.
+        self._flood: Flood | None = None
         # By address the connection that was dialled last, until it is over; not of a private port.
         self._outgoing: dict[Address, Bridge] | None = None if is_private else {}
         self._resets: StatelessResets | None = None  # answers to strays
