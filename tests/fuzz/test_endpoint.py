@@ -19,6 +19,7 @@ from utpsocket.engine.ports.stateless_resets import PER_SECOND
 from utpsocket.engine.turns import Turns
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import Address, PacketType, Run, State, Workspace
+from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 from utpsocket.protocol.packet import Packet, decode, encode
 
 UDP_SEGMENT = 103  # linux/udp.h
@@ -70,6 +71,8 @@ class SilentLoop:
 
     max_datagram_bytes = 0
     max_segments = 64
+    congestion = DEFAULT_CONTROLLER
+    target_delay_us = 0
 
     def __init__(self) -> None:
         self.workspace = Workspace()

@@ -492,9 +492,10 @@ class Loop(Work):
             self.owner = bridge
             bridge.connection.handle_timeout(now=now)
             self._dirty[bridge] = None
-        while (due_call := self.timers.due_call(now)) is not None:
-            call, self.owner = due_call
-            call()
+        if self.timers.next_call_at <= now:
+            while (due_call := self.timers.due_call(now)) is not None:
+                call, self.owner = due_call
+                call()
         if self.rechecks.at is not None:
             self.owner = None
             self.recheck_holders(self)
@@ -635,7 +636,7 @@ class Loop(Work):
     def _end_channel(self, bridge: Bridge) -> bool:
         """Both FINs are acked, or the connection is closed. Returns whether nothing of it is left."""
         connection = bridge.connection
-        if bridge.engine_sock is None and connection.is_over:
+        if bridge.engine_sock is None and connection.state is CLOSED and connection.is_over:
             bridge.is_gone = True
             self.totals.add(connection)
             bridge.remove()

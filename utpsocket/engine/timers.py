@@ -62,11 +62,12 @@ class Deadline:
 class Timers(Generic[_T]):
     """Of one engine.
 
-    next_at   when something may be due, NEVER for nothing. Perhaps too early, never too late: it is lowered before an
-              entry is added, and computed anew when due_call() returns None
+    next_at        when something may be due, NEVER for nothing. Perhaps too early, never too late: it is lowered before
+                   an entry is added, and computed anew by due(), and by due_call() when that returns None
+    next_call_at   when due_call() returns something, NEVER for never
     """
 
-    __slots__ = ("_buckets", "_calls", "_entry_count", "_max_entries", "_order", "_ticks", "next_at")
+    __slots__ = ("_buckets", "_calls", "_entry_count", "_max_entries", "_order", "_ticks", "next_at", "next_call_at")
 
     def __init__(self) -> None:
         self._buckets: dict[int, list[_T]] = {}  # entries by tick
@@ -76,6 +77,7 @@ class Timers(Generic[_T]):
         self._calls: list[tuple[int, int, tuple[Callable[[], None], object]]] = []
         self._order = 0  # of two calls at the same time, the one that came first
         self.next_at = NEVER
+        self.next_call_at = NEVER
 
     def schedule(self, timed: _T, at: int, now: int) -> None:
         """Its deadline is `at`, or NEVER, whatever it was before. due() returns it then, or up to TICK_US later."""
@@ -124,6 +126,8 @@ class Timers(Generic[_T]):
         """
         if at < self.next_at:
             self.next_at = at
+        if at < self.next_call_at:
+            self.next_call_at = at
         self._order += 1
         heapq.heappush(self._calls, (at, self._order, (call, getattr(call, "__self__", None))))
 
@@ -143,17 +147,22 @@ class Timers(Generic[_T]):
                     due.append(timed)
                 elif deadline.at < NEVER:
                     self._put(timed, deadline.at)
+        tick_at = self._ticks[0] * TICK_US if self._ticks else NEVER
+        self.next_at = tick_at if tick_at < self.next_call_at else self.next_call_at
         return due
 
     def due_call(self, now: int) -> tuple[Callable[[], None], object] | None:
         """The next call whose time has come and its owner, or None. One by one, so that an exception of one does not
         lose others; and nothing can fail between here and the owner's being known.
         """
+        found = None
         if self._calls and self._calls[0][0] <= now:
-            return heapq.heappop(self._calls)[2]
-        at = self._ticks[0] * TICK_US if self._ticks else NEVER
-        self.next_at = min(at, self._calls[0][0]) if self._calls else at
-        return None
+            found = heapq.heappop(self._calls)[2]
+        self.next_call_at = self._calls[0][0] if self._calls else NEVER
+        if found is None:
+            at = self._ticks[0] * TICK_US if self._ticks else NEVER
+            self.next_at = min(at, self.next_call_at)
+        return found
 
     def clear(self) -> None:
         """Forget all deadlines: each connection gets a new Deadline, and is scheduled anew. Calls are kept."""

@@ -328,7 +328,9 @@ class Connection:
         if not self.send.is_finishing:
             self.send.is_finishing = True
             self.send.has_more = False
-            closing = self._closing()
+            closing = self._close_timers
+            if closing is None:
+                closing = self._closing()
             closing.closed_at = now
             if closing.reset_after_flush:
                 self.close_if_finished(now=now)
@@ -346,7 +348,9 @@ class Connection:
         Source: RFC 2525 §2.17; docs/protocol.md §12.
         """
         if not self.receive.is_discarding:
-            closing = self._closing()
+            closing = self._close_timers
+            if closing is None:
+                closing = self._closing()
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_out_of_order:
                 closing.reset_after_flush = True
             self.receive.discard()
@@ -876,7 +880,8 @@ class Connection:
             closing = self._close_timers
             if closing is not None:
                 if receive.is_discarding:
-                    if closing.reset_after_flush or send.fin_seq is not None:  # else CloseTimers.abort_at() is NEVER
+                    # Before, CloseTimers.abort_at() is NEVER.
+                    if closing.reset_after_flush or (send.fin_seq is not None and send.flights.una_seq > send.fin_seq):
                         at = min(at, closing.abort_at())
                 elif send.fin_seq is not None:
                     at = min(at, closing.half_closed_probe_at)
@@ -1000,6 +1005,10 @@ class Connection:
             if flight is None:
                 return None
             transmit = self._composer.flight(flight, now=now)
+        # Nothing was written and nothing finished, as nearly always: the next call would find nothing.
+        transmit.is_last = (
+            send.sent_offset == send.buffer.end_offset and not send.is_finishing and not send.sent_packets
+        )
         send.amplification_credit_bytes -= EMPTY_PACKET_BYTES - HEADER_BYTES + len(transmit.data)
         return transmit
 

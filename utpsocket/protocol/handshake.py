@@ -157,6 +157,8 @@ class Handshake:
     @property
     def recv_ids(self) -> tuple[int, ...]:
         """All ids under which packets for this connection may come."""
+        if self._used_ids == (self.recv_id,) and not self._spare_ids:
+            return self._used_ids
         return (self.recv_id, *(used for used in self._used_ids if used != self.recv_id), *self._spare_ids)
 
     # ── initiator ──

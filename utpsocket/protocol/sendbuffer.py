@@ -126,8 +126,9 @@ class SendBuffer:
 
     def clear(self) -> None:
         """Forget all bytes: the connection is over."""
-        self.acked_offset = self.end_offset
-        self._release_all()
+        self.acked_offset = self._base_offset = self.end_offset
+        if self._blocks:
+            self._release_all()
 
     def locate(self, offset: int) -> tuple[memoryview, int]:
         """The block that has the byte at `offset`, and where in it the byte lies."""

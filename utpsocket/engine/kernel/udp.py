@@ -299,7 +299,7 @@ class Port:
         self.errors: tuple[IcmpError, ...] = ()
         self.sent_calls = self.sent_datagrams = 0
         self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
-        self._has_gso = offload and self._kernel_has_gso()
+        self._has_gso = offload and (Port._knows_gso or self._kernel_has_gso())
         sock = self.sock
         if isinstance(sock, UdpSocket) and sock.prepared is not None:
             _, self._has_gro, self.receive_buffer_bytes = sock.prepared

@@ -192,7 +192,7 @@ class Endpoint:
         self._resets: StatelessResets | None = None  # answers to strays
         # When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
         self._time_wait_records: _TimeWaitRecords | None = None if is_private else OrderedDict()
-        if IS_COMPILED:
+        if IS_COMPILED or is_private:  # the engine's thread makes a private one
             self._prepare()
 
     def __getattr__(self, name: str) -> object:
