@@ -57,6 +57,7 @@ class BaseDelay:
     minima            the lowest of each of the minutes before it; None in the first one
     minima_at         when those were
     slice_us          the lowest of this slice, -1 before its first sample
+    step_window_bytes   the window before the last step
     _slice_before_us  the lowest of the slice before, -1 before the first
     _window_before, _window_earlier   the window at its end, and a slice earlier, in bytes
     _level_us         the level of a step that may be a longer route, -1: none
@@ -82,6 +83,7 @@ class BaseDelay:
         "minima_at",
         "minute_ends_at",
         "slice_us",
+        "step_window_bytes",
         "value_us",
     )
 
@@ -93,6 +95,7 @@ class BaseDelay:
         self.minute_ends_at = 0
         self.value_us = -1
         self.slice_us = -1
+        self.step_window_bytes = 0
         self._slice_before_us = -1
         self._window_before = self._window_earlier = 0
         self._level_us = -1
@@ -204,6 +207,7 @@ class BaseDelay:
         ):
             self._level_us = low_us
             self._level_slices = self._flat_slices = 0
+            self.step_window_bytes = window_before
         return False
 
     def _follow_level(self, low_us: int, target_us: int, *, now: int) -> bool:

@@ -145,6 +145,8 @@ class DelayController(Controller):
         if base.end_slice(self.window_bytes, self.target_delay_us, now=now) and self.target_delay_us:
             skew.forget()
             self._sample1_us = self._sample2_us = self._sample3_us = NO_SAMPLE
+            # A longer path holds more than before. Half of it, lest the step was a queue of others after all.
+            self.window_bytes = max(self.window_bytes, base.step_window_bytes // 2)
             self._on_longer_route()
 
     def _on_longer_route(self) -> None:
