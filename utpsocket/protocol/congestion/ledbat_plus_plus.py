@@ -73,11 +73,17 @@ class LedbatPlusPlus(SlowStartController):
     _held_until           until then it keeps the window at two packets
     _resume_bytes         the window that it goes back to
     _base_before_us       the base delay when it began
+    _css_low_us           the shortest queueing delay of this round of slow start
+    _css_round_ends_at    when it is over
+    _had_gap              the queue was empty at some time of the round before
     _gain_remainder       rest of the last division of the gain
     """
 
     __slots__ = (
         "_base_before_us",
+        "_css_low_us",
+        "_css_round_ends_at",
+        "_had_gap",
         "_gain_remainder",
         "_held_until",
         "_limit_doubles_at",
@@ -95,6 +101,9 @@ class LedbatPlusPlus(SlowStartController):
     def __init__(self, segment_bytes: int, target_delay_us: int = 0) -> None:
         super().__init__(segment_bytes, target_delay_us or TARGET_DELAY_US)
         self._css_exit_us = self.target_delay_us // 2
+        self._css_low_us = NO_SAMPLE
+        self._css_round_ends_at = 0
+        self._had_gap = False
         self._limit_us = self.target_delay_us
         self._limit_doubles_at = NEVER
         self._longest_us = 0
@@ -155,6 +164,21 @@ class LedbatPlusPlus(SlowStartController):
             shrinkage_bytes = acked_bytes * (queueing_us - limit_us) // limit_us
             change_bytes -= min(shrinkage_bytes, acked_bytes // 2)
         self.window_bytes = max(window + change_bytes, self._min_window_bytes())
+
+    def _slow_start(self, acked_bytes: int, queueing_us: int, *, is_limited: bool, rtt_us: int, now: int) -> None:
+        """See SlowStartController. A window that has doubled is sent in bunches, and each makes a queue for a moment.
+        If the queue was empty in between, the window does not exceed the path, and is kept.
+        """
+        if now >= self._css_round_ends_at:
+            self._had_gap = self._css_low_us < MIN_QUEUE_US
+            self._css_low_us = NO_SAMPLE
+            self._css_round_ends_at = now + rtt_us
+        if queueing_us < self._css_low_us:
+            self._css_low_us = queueing_us
+        window, was_conservative = self.window_bytes, self._is_conservative
+        super()._slow_start(acked_bytes, queueing_us, is_limited=is_limited, rtt_us=rtt_us, now=now)
+        if was_conservative and not self.is_slow_start and self._had_gap:
+            self.window_bytes = window
 
     # ── slowdowns ──
 
