@@ -16,6 +16,7 @@ from tests.properties.states import state_of
 from tests.requirements import requires_pure
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Workspace, paws
 from utpsocket.protocol.build import IS_COMPILED
+from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 from utpsocket.protocol.outstanding import Outstanding
 from utpsocket.protocol.packet import decode, encode
 from utpsocket.protocol.sendhalf import SendHalf
@@ -27,9 +28,9 @@ ADDR = ("192.0.2.1", 9)
 STAMPS = st.sampled_from([5, 6, 55, 300, 301, 9_000, 0, 0xFFFFFFFF, 0x90000000])
 
 
-def connected(*, buffer_bytes: int = 200_000, rtt_us: int = 20_000) -> Connection:
+def connected(*, buffer_bytes: int = 200_000, rtt_us: int = 20_000, congestion: str = DEFAULT_CONTROLLER) -> Connection:
     """An initiator whose SYN was just answered."""
-    config = Config(receive_buffer_bytes=buffer_bytes, send_buffer_bytes=1_000_000)
+    config = Config(receive_buffer_bytes=buffer_bytes, send_buffer_bytes=1_000_000, congestion=congestion)
     connection = Connection(config, Workspace(), ADDR, recv_id=RECV_ID, first_seq=OUR_SEQ)
     connection.connect(now=1_000)
     assert connection.poll_transmit(now=1_000, max_segments=1) is not None

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from tests.properties.test_batches import Instant, connected, conversations, instants, live
 from tests.requirements import requires_compiled
 from utpsocket.protocol.build import IS_COMPILED
+from utpsocket.protocol.congestion import CONTROLLERS
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 240
-Script = tuple[list[Instant], dict[str, int], bool, int, int]
+Script = tuple[list[Instant], dict[str, Any], bool, int, int]
 """The instants, what the connection is made with, whether it has TCP_NODELAY, the most packets of a run and a burst."""
 
 
@@ -69,9 +70,16 @@ def test_scripts_have_the_same_outcome_in_both_builds(tmp_path: Path) -> None:
         found.append(outcome(script))
 
     @quietly
-    @given(instants(), st.sampled_from([2_000, 200_000]), st.integers(1, 64), st.sampled_from([1, 2, 9, 64]))
-    def in_runs(script: list[Instant], buffer_bytes: int, longest: int, max_segments: int) -> None:
-        live_here(script, {"buffer_bytes": buffer_bytes}, False, longest, max_segments)
+    @given(
+        instants(),
+        st.sampled_from([2_000, 200_000]),
+        st.integers(1, 64),
+        st.sampled_from([1, 2, 9, 64]),
+        st.sampled_from(sorted(CONTROLLERS)),
+    )
+    def in_runs(script: list[Instant], buffer_bytes: int, longest: int, max_segments: int, congestion: str) -> None:
+        made_with = {"buffer_bytes": buffer_bytes, "congestion": congestion}
+        live_here(script, made_with, False, longest, max_segments)
 
     @quietly
     @given(conversations(), st.booleans(), st.sampled_from([50, 50, 20_000]))
