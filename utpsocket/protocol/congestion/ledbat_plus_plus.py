@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from utpsocket.protocol.congestion.controller import MIN_PACKETS
 from utpsocket.protocol.congestion.queueing_delay import NO_SAMPLE
 from utpsocket.protocol.congestion.slow_start import MIN_QUEUE_US, SlowStartController
 from utpsocket.protocol.times import NEVER
@@ -163,7 +164,9 @@ class LedbatPlusPlus(SlowStartController):
             # what it acks.
             shrinkage_bytes = acked_bytes * (queueing_us - limit_us) // limit_us
             change_bytes -= min(shrinkage_bytes, acked_bytes // 2)
-        self.window_bytes = max(window + change_bytes, self._min_window_bytes())
+        window += change_bytes
+        least_bytes = MIN_PACKETS * self.segment_bytes  # _min_window_bytes(), without a call
+        self.window_bytes = window if window > least_bytes else least_bytes
 
     def _slow_start(self, acked_bytes: int, queueing_us: int, *, is_limited: bool, rtt_us: int, now: int) -> None:
         """See SlowStartController. A window that has doubled is sent in bunches, and each makes a queue for a moment.
