@@ -6,7 +6,7 @@ Each case is a Scene (scene.py) and the figures that are read off it. The last c
 constants had over an emulated link of namespaces with Linux's own TCP: how far it agrees with lab-ledbat.txt says how
 far the simulation can be trusted.
 
---write renews lab.txt, the table of the default controller, or lab-NAME.txt; of the cases given, or of all.
+--write renews lab-NAME.txt, the controller's table, or lab-NAME-light.txt: of the cases given, or of all.
 tests/simulation/test_lab.py compares a part.
 """
 
@@ -23,11 +23,12 @@ from pathlib import Path
 from tests.simulation import drawing
 from tests.simulation.links import Way
 from tests.simulation.scene import UTP_SHARE, WHEN_RUN, Change, Flow, Scene, jain
+from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 
 
-def snapshot(controller: str | None) -> Path:
-    """Where the table of that controller is."""
-    return Path(__file__).with_name(f"lab-{controller}.txt" if controller else "lab.txt")
+def snapshot(controller: str | None, is_light: bool = False) -> Path:
+    """Where the table of that controller is; None: of the default."""
+    return Path(__file__).with_name(f"lab-{controller or DEFAULT_CONTROLLER}{'-light' * is_light}.txt")
 
 
 FULL = 20 * UTP_SHARE  # most goodput of 20 Mbit/s
@@ -214,6 +215,73 @@ def no_timestamps(controller: str | None) -> Iterator[Figure]:
     yield Figure("delay, mean", scene.delay(5, 60)[0], "ms", "<= 110")
 
 
+def grid(controller: str | None) -> Iterator[Figure]:
+    """Alone on paths of all kinds, with a buffer of 300 ms; after 20 round trips, for 20 more or 3 s."""
+    for rate_mbit in (0.1, 1, 10, 100, 1000):
+        for rtt_ms in (5, 50, 500):
+            if rate_mbit * rtt_ms > 10_000:
+                continue  # more packets than there is time for
+            begin = max(3.0, 0.02 * rtt_ms)
+            end = begin + max(0.02 * rtt_ms, 30 / max(1, rate_mbit))
+            way = Way(rate_mbit, rtt_ms / 2, 300)
+            scene = Scene(way, None, [Flow("light")], seconds=end, controller=controller, buffer_bytes=16 << 20).run()
+            name = f"{rate_mbit:g} Mbit/s, {rtt_ms} ms"
+            yield Figure(f"{name}: used", 100 * scene.utilisation(begin, end), "%")
+            yield Figure(f"{name}: delay", scene.delay(begin, end)[0], "ms")
+
+
+def many(controller: str | None) -> Iterator[Figure]:
+    """So many flows, 0.1 s apart, at 20 Mbit/s."""
+    for count in (2, 16, 64):
+        flows = [Flow("light", 0.1 * number) for number in range(count)]
+        scene = Scene(DEEP, None, flows, seconds=60, controller=controller).run()
+        yield Figure(f"{count} flows: Jain", jain([scene.goodput(flow, 20, 60) for flow in range(count)]), "Jain")
+        yield Figure(f"{count} flows: delay", scene.delay(20, 60)[0], "ms")
+
+
+def queues(controller: str | None) -> Iterator[Figure]:
+    """Queues that are managed, and straws: alone, then CUBIC joins."""
+    kinds = {
+        "CoDel": Way(20, 25, 500, aqm="codel"),
+        "policer of 20 ms": Way(20, 25, 20, aqm="policer"),
+        "straw of 50 ms": Way(1, 25, 50),
+    }
+    for name, way in kinds.items():
+        scene = Scene(way, None, [Flow("light"), Flow("cubic", 20)], seconds=50, controller=controller).run()
+        yield Figure(f"{name}: alone, used", 100 * scene.utilisation(5, 20), "%")
+        yield Figure(f"{name}: CUBIC gets", scene.goodput(1, 25, 50), "Mbit/s")
+        yield Figure(f"{name}: beside it", scene.goodput(0, 25, 50), "Mbit/s")
+
+
+def on_and_off(controller: str | None) -> Iterator[Figure]:
+    """CUBIC for 4 s of each 8."""
+    flows = [Flow("light"), *(Flow("cubic", begin, begin + 4) for begin in range(10, 50, 8))]
+    scene = Scene(DEEP, None, flows, seconds=50, controller=controller).run()
+    on = [scene.goodput(number + 1, begin, begin + 4) for number, begin in enumerate(range(10, 50, 8))]
+    yield Figure("TCP gets while on", sum(on) / len(on), "Mbit/s")
+    off = [scene.goodput(0, begin + 4, begin + 8) for begin in range(10, 42, 8)]
+    yield Figure("we get while it is off", sum(off) / len(off), "Mbit/s")
+
+
+def long_fat(controller: str | None) -> Iterator[Figure]:
+    """Alone on long fat paths, with buffers of 16 MiB."""
+    for rate_mbit, rtt_ms, seconds in ((500, 100, 8), (100, 600, 20)):
+        way = Way(rate_mbit, rtt_ms / 2, 300)
+        scene = Scene(way, None, [Flow("light")], seconds=seconds, controller=controller, buffer_bytes=16 << 20).run()
+        part = 100 * scene.goodput(0, seconds / 2, seconds) / (rate_mbit * UTP_SHARE)
+        yield Figure(f"{rate_mbit} Mbit/s, {rtt_ms} ms: we get", part, "%", ">= 90")
+
+
+def hours(controller: str | None) -> Iterator[Figure]:
+    """Alone for two hours at 0.3 Mbit/s, clocks 100 ppm apart: queues by the half hour."""
+    flows = [Flow("utp", ppm=100)]
+    scene = Scene(Way(0.3, 25, 2000), None, flows, seconds=7200, controller=controller).run()
+    for number in range(4):
+        start = 1800 * number
+        yield Figure(f"delay, half hour {number + 1}", scene.delay(start + 10, start + 1800)[0], "ms", "<= 130")
+    yield Figure("used", 100 * scene.utilisation(10, 7200), "%", ">= 95")
+
+
 CASES: dict[str, Callable[[str | None], Iterator[Figure]]] = {
     case.__name__.replace("_", "-"): case
     for case in (
@@ -233,6 +301,12 @@ CASES: dict[str, Callable[[str | None], Iterator[Figure]]] = {
         full_way_back,
         clocks,
         no_timestamps,
+        grid,
+        many,
+        queues,
+        on_and_off,
+        long_fat,
+        hours,
     )
 }
 HEADING = (
@@ -284,7 +358,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--controller", help="a name of CONTROLLERS for all uTP flows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--write", action="store_true", help="renew lab.txt")
+    parser.add_argument("--write", action="store_true", help="renew the controller's table")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw each scene, CASE.svg there")
     parser.add_argument("--light", action="store_true", help="a model for our connection: five times as fast")
@@ -303,8 +377,7 @@ def main() -> None:
         data = {case: [vars(figure) | {"met": figure.is_met} for figure in found] for case, found in figures.items()}
         arguments.json.write_text(json.dumps(data, indent=1), encoding="utf-8")
     if arguments.write:
-        assert not arguments.light, "the tables are of our connection itself"
-        file = snapshot(arguments.controller)
+        file = snapshot(arguments.controller, arguments.light)
         rows = read(file)
         rows |= {case: [row(case, figure) for figure in found] for case, found in figures.items()}
         lines = [line for case in CASES for line in rows.get(case, ())]
