@@ -265,6 +265,9 @@ def test_the_table_has_a_column_for_each_subject_and_the_median_of_several_runs(
     assert "utp at abc1234" in table
     assert "* libutp: it broke" in table.replace("alone, ", "")
     assert "0.10 % in the worst run" in table
+    assert ": utp at abc1234 and def5678 (alone)." in rounds.as_table(
+        [row("utp", 100), row("utp", 99, commit="def5678")]
+    )
 
 
 def test_rows_that_were_written_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

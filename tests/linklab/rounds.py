@@ -165,7 +165,7 @@ def _cell(rows: Sequence[Row], number: int) -> str:
 
 
 def _head(rows: Sequence[Row]) -> Iterator[str]:
-    commits = sorted({f"{row['subject']} at {row['commit']}" for row in rows if row["commit"]})
+    commits = list(_commits(rows))
     places = sorted({f"{row['machine']['cpus']} CPUs ({row['machine']['cpu']})" for row in rows})
     kernels = sorted({f"Linux {row['machine']['kernel']}, Python {row['machine']['python']}" for row in rows})
     loads = [row["machine"]["load"] for row in rows]
@@ -176,9 +176,21 @@ def _head(rows: Sequence[Row]) -> Iterator[str]:
     yield "*we* are the subject of the column. ✓ is a goal that is met, ✗ one that is missed; several runs are shown as"
     yield "median and range, and ? is a run in which too many packets were late for the figure to be relied on."
     yield ""
-    yield f"Measured {', '.join(dates)} on {'; '.join(places)}, {'; '.join(kernels)}: {', '.join(commits) or 'no utp'}."
+    yield f"Measured {', '.join(dates)} on {'; '.join(places)}, {'; '.join(kernels)}: {'; '.join(commits) or 'no utp'}."
     yield f"The machine did other work too: its load was {min(loads):g} to {max(loads):g}."
     yield ""
+
+
+def _commits(rows: Sequence[Row]) -> Iterator[str]:
+    """Each subject's commit; where it has several, with the cases of all but the first."""
+    for subject in dict.fromkeys(row["subject"] for row in rows if row["commit"]):
+        cases: dict[str, list[str]] = {}
+        for row in rows:
+            if row["subject"] == subject:
+                cases.setdefault(row["commit"], []).append(row["name"])
+        first, *others = cases
+        of_others = [f"{commit} ({', '.join(dict.fromkeys(cases[commit]))})" for commit in others]
+        yield " and ".join([f"{subject} at {first}", *of_others])
 
 
 def _doubts(rows: Sequence[Row]) -> Iterator[str]:
