@@ -98,7 +98,8 @@ def send(engine: object, cookie: int, sock: Socket, data: bytes | bytearray) -> 
             loop.crowded_until = now + _CROWDED_US
         loop.last_sender = cookie
     loop.last_sent_at = now
-    if now < loop.crowded_until or not loop.sleeps_until or not bridge.may_step:
+    fd = _fileno(sock)  # another thread may have closed it
+    if now < loop.crowded_until or not loop.sleeps_until or not bridge.may_step or fd < 0:
         return 0
     connection = bridge.connection
     half, stream, endpoint = connection.send, bridge.stream, bridge.endpoint
@@ -121,7 +122,7 @@ def send(engine: object, cookie: int, sock: Socket, data: bytes | bytearray) -> 
             # What another thread has written comes first; and the program's end must not be shut down.
             found = stream.receive([span])
             if found == -errno.EAGAIN:
-                if not _native.send(_fileno(sock), []):
+                if not _native.send(fd, []):
                     span[:count] = data
                     connection.commit(count)
                     taken = count
@@ -233,34 +234,33 @@ def _receive_until_readable(loop: Loop, bridge: Bridge, endpoint: Endpoint, sock
 
 
 def _receive(loop: Loop, bridge: Bridge, endpoint: Endpoint) -> bool:
-    """A step: receive one datagram, and do what follows from it. Returns False if more is to be left to the engine's
-    thread.
+    """A step, which has begun: receive one datagram, and do what follows from it. Returns False if more is to be left
+    to the engine's thread.
     """
     arena, port = loop.arena, endpoint.port
+    left: bytes | None = None
     try:
         run = port.receive(arena.room())
-        if run is None:
-            loop.end_step()
-            return True
-        data = run.data
-        size = len(data)
-        if (
-            HEADER_BYTES <= size == run.stride
-            and (data[0] == _DATA or data[0] == _STATE)
-            and not data[1]
-            and endpoint.bridges.get((run.addr, data[2] << 8 | data[3])) is bridge
-        ):
-            arena.used += size
-            endpoint.handle_run(run, now=loop.now)
-            loop.serve(bridge)
-            loop.end_step()
-            half = bridge.connection.send
-            return half.sent_offset == half.buffer.end_offset
-        left = bytes(data)
+        if run is not None:
+            data = run.data
+            size = len(data)
+            if (
+                HEADER_BYTES <= size == run.stride
+                and (data[0] == _DATA or data[0] == _STATE)
+                and not data[1]
+                and endpoint.bridges.get((run.addr, data[2] << 8 | data[3])) is bridge
+            ):
+                arena.used += size
+                endpoint.handle_run(run, now=loop.now)
+                loop.serve(bridge)
+            else:
+                left = bytes(data)
     except BaseException as error:
         _end_with(loop, bridge, error)
         return False
     loop.end_step()
+    if run is None or left is None:
+        return bridge.connection.send.sent_offset == bridge.connection.send.buffer.end_offset
     if left:
         loop.post(_handle_left_run, endpoint, left, run.stride, run.addr, run.local)
     else:
