@@ -28,11 +28,11 @@ _max_entries = _MIN_ENTRIES
 _pinned: dict[int, Identity] = {}
 
 
-def register(sock: Socket, identity: Identity) -> None:
-    """Note that this descriptor is that socket."""
+def register(sock: Socket, identity: Identity, inode: int = 0) -> None:
+    """Note that this descriptor, with this inode, if the caller knows it, is that socket."""
     fd = sock.fileno()
     identity.user_fd = fd
-    identity.inode = os.fstat(fd).st_ino
+    identity.inode = inode or os.fstat(fd).st_ino
     _by_inode[identity.inode] = ref(identity)
     if len(_by_inode) > _max_entries:
         _drop_dead()
@@ -54,11 +54,12 @@ def _registered() -> list[Identity]:
     return [identity for identity in found if identity is not None]
 
 
-def identify_accepted(sock: Socket, name: bytes, cookie: int, pid: int) -> Identity:
+def identify_accepted(sock: Socket, name: bytes, cookie: int, pid: int, inode: int = 0) -> Identity:
     """The Identity of a descriptor that was accepted and whose far end has this name of ours.
 
     cookie   the cookie in the name
     pid      the process id of the engine
+    inode    of the descriptor; 0: not known
     """
     loop = running_engine()
     identity = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
@@ -66,7 +67,7 @@ def identify_accepted(sock: Socket, name: bytes, cookie: int, pid: int) -> Ident
         found = fd_names.decode(name)
         assert found is not None
         identity = _identity(*found)
-    register(sock, identity)
+    register(sock, identity, inode)
     unpin(identity)
     return identity
 
@@ -141,6 +142,7 @@ def before_fork() -> None:
 
 def after_fork_in_child() -> None:
     """This process has just been forked."""
+    fd_names.forget_cookies()
     for identity in _registered():
         identity.endpoint = 0  # it is the parent's engine that has it
         identity.claim = None

@@ -29,9 +29,24 @@ _SCOPE_BYTES: Final = 4
 _CREDENTIALS: Final[Layout[tuple[int, int, int]]] = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
+# Random numbers for the next cookies: one system call for so many, by feel.
+_COOKIES: Final[Layout[tuple[int, ...]]] = struct.Struct("=64Q")
+_cookies: Final[list[int]] = []
+
+
 def new_cookie() -> int:
     """A random number of 63 bits that identifies one socket."""
-    return int.from_bytes(os.urandom(8), "little") >> 1
+    try:
+        return _cookies.pop() >> 1
+    except IndexError:
+        cookie, *others = _COOKIES.unpack(os.urandom(_COOKIES.size))
+        _cookies.extend(others)
+        return cookie >> 1
+
+
+def forget_cookies() -> None:
+    """After a fork, in the child: these numbers are the parent's."""
+    _cookies.clear()
 
 
 def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
