@@ -1,5 +1,5 @@
-/* What the compiled build does in C: the system calls of the data path with the GIL held, those of a connect()'s socket
-   pair, and the two loops over the packets of a run.
+/* What the compiled build does in C: the system calls of the data path with the GIL held, those of bind(), connect() and
+   accept() on the calling thread, and the two loops over the packets of a run.
 
    Each function has a twin in Python, which is its specification: tests/properties/test_native.py compares the two.
 
@@ -7,7 +7,11 @@
        receive_datagram, send_datagram    KeepingDatagrams                    engine/kernel/syscalls.py
        send_run                           compose(), then KeepingDatagrams    protocol/runs.py
        check_run                          check_run_in_python()               protocol/runs.py
-       connect_pair                       _pair_at()                          sockets/fd_pair.py
+       connect_pair                       _pair_at(), _fill_send_buffer()     sockets/fd_pair.py
+       connect_datagram, bind_datagram    connect(), bind() and getsockname() of the socket module
+       accept_pair                        accept_pair()                       engine/kernel/caller_calls.py
+       listen_at                          bind() and listen() of the socket module
+       write                              posix.write()
        read_fields                        read_fields_in_python()             protocol/packet.py
        compose_lone                       compose_lone_in_python()            protocol/packet.py
        epoll_wait                         libc.epoll_wait                     engine/interpreter/libc.py
@@ -26,14 +30,17 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -47,6 +54,7 @@ enum {
     HEADER_BYTES = 20,      /* BEP 29 "header format" */
     VERSION = 1,            /* of a DATA packet the first byte: BEP 29 "version", "type" */
     LISTEN_BACKLOG = 16,    /* sockets/fd_pair.py */
+    FILLER_BYTES = 8192,    /* sockets/fd_pair.py */
     CONTROL_BYTES = 256,    /* of ancillary data, more than any port asks for (udp.ANCILLARY_BYTES); by feel */
 };
 
@@ -531,11 +539,70 @@ check_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 
 /* ── pairs ── */
 
-PyDoc_STRVAR(connect_pair_doc, "connect_pair(fd, name: bytes, pid, lowest) -> int\n\n\
-Connect an AF_UNIX socket to a listening one that is made for this moment, and accept the connection. Returns the other\n\
-end, non-blocking, under a number from `lowest` on. Raises OSError; the socket is not connected then, but for EMFILE.\n\n\
-name   abstract, of the other end\n\
-pid    of the calling process: what others have connected to the name is closed");
+PyDoc_STRVAR(connect_pair_doc, "connect_pair(fd, name: bytes, pid, lowest, found: list) -> int\n\n\
+Connect an AF_UNIX socket to a listening one that is made for this moment, accept the connection, and fill the send\n\
+buffer of the first, of the least size. Returns the other end, non-blocking, under a number from `lowest` on. Raises\n\
+OSError; the socket is not connected then, but for EMFILE and what fails after that.\n\n\
+name    abstract, of the other end\n\
+pid     of the calling process: what others have connected to the name is closed\n\
+found   how many bytes the buffer took is appended to it");
+
+static const char filler[FILLER_BYTES];
+
+/* Whether it is a list, or an exception is set. */
+static int
+is_list(PyObject *object)
+{
+    if (PyList_CheckExact(object))
+        return 1;
+    PyErr_SetString(PyExc_TypeError, "a list is needed");
+    return 0;
+}
+
+/* Append an object to a list, and drop it. -1 with an exception, also where it is NULL. */
+static int
+append(PyObject *list, PyObject *object)
+{
+    if (object == NULL)
+        return -1;
+    int failed = PyList_Append(list, object);
+    Py_DECREF(object);
+    return failed;
+}
+
+/* An abstract name as the kernel reads it. Returns its size; 0 with an exception. */
+static socklen_t
+abstract_name(PyObject *object, struct sockaddr_un *address)
+{
+    struct iovec name;
+    if (bytes_or_none(object, &name) < 0)
+        return 0;
+    if (name.iov_len < 2 || name.iov_len > sizeof address->sun_path || *(const char *)name.iov_base != '\0') {
+        PyErr_SetString(PyExc_ValueError, "no abstract name");
+        return 0;
+    }
+    address->sun_family = AF_UNIX;
+    memcpy(address->sun_path, name.iov_base, name.iov_len);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + name.iov_len);
+}
+
+PyDoc_STRVAR(listen_at_doc, "listen_at(fd, name: bytes, backlog) -> int\n\n\
+bind(2) of an AF_UNIX socket to an abstract name, and listen(2). Returns 0 or the errno.");
+
+static PyObject *
+listen_at(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct sockaddr_un address;
+    if (wrong_count("listen_at", nargs, 3) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    socklen_t size = fd < 0 ? 0 : abstract_name(args[1], &address);
+    int backlog = size ? descriptor(args[2]) : -1;
+    if (backlog < 0)
+        return NULL;
+    int failed = bind(fd, (struct sockaddr *)&address, size) < 0 || listen(fd, backlog) < 0;
+    return PyLong_FromLong(failed ? errno : 0);
+}
 
 /* The connection that this process has made; -1. */
 static int
@@ -575,26 +642,20 @@ static PyObject *
 connect_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     struct sockaddr_un address;
-    struct iovec name;
-    if (wrong_count("connect_pair", nargs, 4) < 0)
+    if (wrong_count("connect_pair", nargs, 5) < 0)
         return NULL;
     int fd = descriptor(args[0]);
-    if (fd < 0 || bytes_or_none(args[1], &name) < 0)
+    socklen_t size = fd < 0 ? 0 : abstract_name(args[1], &address);
+    if (!size)
         return NULL;
     Py_ssize_t pid = number(args[2]);
     int lowest = pid < 0 ? -1 : descriptor(args[3]);
-    if (lowest < 0)
+    if (lowest < 0 || !is_list(args[4]))
         return NULL;
-    if (name.iov_len < 2 || name.iov_len > sizeof address.sun_path || *(const char *)name.iov_base != '\0') {
-        PyErr_SetString(PyExc_ValueError, "no abstract name");
-        return NULL;
-    }
-    address.sun_family = AF_UNIX;
-    memcpy(address.sun_path, name.iov_base, name.iov_len);
-    socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + name.iov_len);
-
     int result = -1;
     int reserved = -1;
+    int least = 0;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &least, sizeof least);
     int listening = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (listening < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -614,6 +675,17 @@ connect_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
             close(accepted);
         }
     }
+    ssize_t filled = 0;
+    if (result >= 0) {
+        filled = send(fd, filler, sizeof filler, MSG_DONTWAIT | MSG_NOSIGNAL);
+        /* EPIPE: shut down before it was connected. It needs no gate, since nothing can be sent. */
+        if (filled < 0 && errno != EPIPE) {
+            int code = errno;
+            close(result);
+            result = -1;
+            errno = code;
+        }
+    }
     int code = errno;
     if (reserved >= 0)
         close(reserved);
@@ -622,8 +694,194 @@ connect_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         errno = code;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    if (append(args[4], PyLong_FromSsize_t(filled < 0 ? 0 : filled)) < 0) {
+        close(result);
+        return NULL;
+    }
     return PyLong_FromLong(result);
 }
+
+PyDoc_STRVAR(accept_pair_doc, "accept_pair(fd, send_buffer_bytes, found: list) -> int\n\n\
+Accept a connection of a listening AF_UNIX socket that does not block. Returns its fd, or -1 for a socket that may block,\n\
+of which nothing is accepted. Raises OSError.\n\n\
+send_buffer_bytes   SO_SNDBUF of the new socket\n\
+found               (abstract name of the other end, b\"\" for none; inode) is appended to it");
+
+static PyObject *
+accept_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (wrong_count("accept_pair", nargs, 3) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    int send_buffer_bytes = fd < 0 ? -1 : descriptor(args[1]);
+    if (send_buffer_bytes < 0 || !is_list(args[2]))
+        return NULL;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    if (!(flags & O_NONBLOCK))
+        return PyLong_FromLong(-1);
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+    if (accepted < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    struct sockaddr_un name;
+    struct stat status;
+    socklen_t size = sizeof name;
+    if (fstat(accepted, &status) < 0 ||
+        setsockopt(accepted, SOL_SOCKET, SO_SNDBUF, &send_buffer_bytes, sizeof send_buffer_bytes) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        close(accepted);
+        return NULL;
+    }
+    size_t path_bytes = 0;
+    if (getpeername(accepted, (struct sockaddr *)&name, &size) == 0 && name.sun_family == AF_UNIX &&
+        size > offsetof(struct sockaddr_un, sun_path) && size <= sizeof name && name.sun_path[0] == '\0')
+        path_bytes = size - offsetof(struct sockaddr_un, sun_path);
+    PyObject *objects[] = {
+        PyBytes_FromStringAndSize(name.sun_path, (Py_ssize_t)path_bytes),
+        PyLong_FromUnsignedLongLong(status.st_ino),
+    };
+    if (append(args[2], tuple_of(objects, 2)) < 0) {
+        close(accepted);
+        return NULL;
+    }
+    return PyLong_FromLong(accepted);
+}
+
+/* ── UDP sockets of bind() and connect() ── */
+
+union name {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
+
+/* The address as a program has given it, if it is plain: a numeric host and a port, for IPv6 perhaps two zeros. Returns
+   its size; 0 for any other. */
+static socklen_t
+plain_address(int family, PyObject *address, union name *found)
+{
+    if (!PyTuple_CheckExact(address))
+        return 0;
+    Py_ssize_t count = PyTuple_GET_SIZE(address);
+    if (count != 2 && !(count == 4 && family == AF_INET6))
+        return 0;
+    long numbers[3] = {0, 0, 0};
+    for (Py_ssize_t i = 1; i < count; i++) {
+        PyObject *number = PyTuple_GET_ITEM(address, i);
+        int overflow;
+        if (!PyLong_CheckExact(number))
+            return 0;
+        numbers[i - 1] = PyLong_AsLongAndOverflow(number, &overflow);
+        if (overflow)
+            return 0;
+    }
+    if (numbers[0] < 0 || numbers[0] > 0xFFFF || numbers[1] || numbers[2])
+        return 0;
+    PyObject *host = PyTuple_GET_ITEM(address, 0);
+    if (!PyUnicode_CheckExact(host) || !PyUnicode_IS_ASCII(host))
+        return 0;
+    Py_ssize_t length;
+    const char *text = PyUnicode_AsUTF8AndSize(host, &length);
+    if (text == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    if (strlen(text) != (size_t)length)
+        return 0;
+    memset(found, 0, sizeof *found);
+    found->any.sa_family = (sa_family_t)family;
+    if (family == AF_INET) {
+        found->v4.sin_port = htons((uint16_t)numbers[0]);
+        return inet_pton(AF_INET, text, &found->v4.sin_addr) == 1 ? sizeof found->v4 : 0;
+    }
+    found->v6.sin6_port = htons((uint16_t)numbers[0]);
+    return inet_pton(AF_INET6, text, &found->v6.sin6_addr) == 1 ? sizeof found->v6 : 0;
+}
+
+/* As the socket module writes it. */
+static PyObject *
+address_of(const union name *name)
+{
+    char text[INET6_ADDRSTRLEN];
+    if (name->any.sa_family == AF_INET) {
+        inet_ntop(AF_INET, &name->v4.sin_addr, text, sizeof text);
+        PyObject *objects[] = {PyUnicode_FromString(text), PyLong_FromLong(ntohs(name->v4.sin_port))};
+        return tuple_of(objects, 2);
+    }
+    inet_ntop(AF_INET6, &name->v6.sin6_addr, text, sizeof text);
+    PyObject *objects[] = {
+        PyUnicode_FromString(text),
+        PyLong_FromLong(ntohs(name->v6.sin6_port)),
+        PyLong_FromUnsignedLong(ntohl(name->v6.sin6_flowinfo)),
+        PyLong_FromUnsignedLong(name->v6.sin6_scope_id),
+    };
+    return tuple_of(objects, 4);
+}
+
+/* The arguments of the next two: an fd, AF_INET or AF_INET6, an address. -1 with an exception; 0 for no plain address. */
+static int
+udp_arguments(const char *function, PyObject *const *args, Py_ssize_t nargs, int *fd, union name *name)
+{
+    if (wrong_count(function, nargs, 3) < 0 || (*fd = descriptor(args[0])) < 0)
+        return -1;
+    Py_ssize_t family = number(args[1]);
+    if (family < 0)
+        return -1;
+    if (family != AF_INET && family != AF_INET6) {
+        PyErr_SetString(PyExc_ValueError, "neither AF_INET nor AF_INET6");
+        return -1;
+    }
+    return (int)plain_address((int)family, args[2], name);
+}
+
+static int
+is_name_of(const union name *name, socklen_t size)
+{
+    return (name->any.sa_family == AF_INET && size == sizeof name->v4) ||
+           (name->any.sa_family == AF_INET6 && size == sizeof name->v6);
+}
+
+PyDoc_STRVAR(connect_datagram_doc, "connect_datagram(fd, family, address) -> tuple[Address, Address] | None\n\n\
+Connect a UDP socket to a plain address. Returns the addresses of the other end and of this one as the kernel has them;\n\
+None where any of this fails, or the address is not plain. See engine/kernel/caller_calls.py.");
+
+static PyObject *
+connect_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    union name name, own;
+    int fd;
+    int given = udp_arguments("connect_datagram", args, nargs, &fd, &name);
+    if (given < 0)
+        return NULL;
+    socklen_t size = sizeof name, own_size = sizeof own;
+    if (!given || connect(fd, &name.any, (socklen_t)given) < 0 || getpeername(fd, &name.any, &size) < 0 ||
+        getsockname(fd, &own.any, &own_size) < 0 || !is_name_of(&name, size) || !is_name_of(&own, own_size))
+        Py_RETURN_NONE;
+    PyObject *objects[] = {address_of(&name), address_of(&own)};
+    return tuple_of(objects, 2);
+}
+
+PyDoc_STRVAR(bind_datagram_doc, "bind_datagram(fd, family, address) -> Address | None\n\n\
+Bind a UDP socket to a plain address. Returns the address as the kernel has it; None where that fails, or the address is\n\
+not plain. See engine/kernel/caller_calls.py.");
+
+static PyObject *
+bind_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    union name name;
+    int fd;
+    int given = udp_arguments("bind_datagram", args, nargs, &fd, &name);
+    if (given < 0)
+        return NULL;
+    socklen_t size = sizeof name;
+    if (!given || bind(fd, &name.any, (socklen_t)given) < 0 || getsockname(fd, &name.any, &size) < 0 ||
+        !is_name_of(&name, size))
+        Py_RETURN_NONE;
+    return address_of(&name);
+}
+
+/* ── what wakes the engine, and what it waits for ── */
 
 PyDoc_STRVAR(epoll_ctl_doc, "epoll_ctl(epoll_fd, operation, fd, events) -> int\n\n\
 The errno, 0 for none. See engine/kernel/poller.py.");
@@ -644,6 +902,22 @@ control_epoll(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     struct epoll_event event = {.events = (uint32_t)events};
     event.data.fd = fd;
     return PyLong_FromLong(epoll_ctl(epoll_fd, (int)operation, fd, &event) < 0 ? errno : 0);
+}
+
+PyDoc_STRVAR(write_doc, "write(fd, data: bytes) -> int\n\n\
+write(2) of an fd that does not block. Returns the count. Raises OSError.");
+
+static PyObject *
+write_bytes(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec data;
+    if (wrong_count("write", nargs, 2) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    if (fd < 0 || view_memory(args[1], 0, &data) < 0)
+        return NULL;
+    ssize_t written = write(fd, data.iov_base, data.iov_len);
+    return written < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromSsize_t(written);
 }
 
 static uint32_t
@@ -733,6 +1007,11 @@ compose_lone(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 
 static PyMethodDef functions[] = {
     {"connect_pair", (PyCFunction)(void (*)(void))connect_pair, METH_FASTCALL, connect_pair_doc},
+    {"listen_at", (PyCFunction)(void (*)(void))listen_at, METH_FASTCALL, listen_at_doc},
+    {"accept_pair", (PyCFunction)(void (*)(void))accept_pair, METH_FASTCALL, accept_pair_doc},
+    {"connect_datagram", (PyCFunction)(void (*)(void))connect_datagram, METH_FASTCALL, connect_datagram_doc},
+    {"bind_datagram", (PyCFunction)(void (*)(void))bind_datagram, METH_FASTCALL, bind_datagram_doc},
+    {"write", (PyCFunction)(void (*)(void))write_bytes, METH_FASTCALL, write_doc},
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, receive_doc},
     {"send", (PyCFunction)(void (*)(void))send_views, METH_FASTCALL, send_doc},
     {"receive_datagram", (PyCFunction)(void (*)(void))receive_datagram, METH_FASTCALL, receive_datagram_doc},

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import open_descriptors
 from utpsocket.engine.interpreter import libc
-from utpsocket.engine.kernel import high_fds, native_calls, syscalls
+from utpsocket.engine.kernel import caller_calls, high_fds, native_calls, syscalls
 from utpsocket.engine.kernel.epoll_sleep import EVENT
 from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
 from utpsocket.engine.kernel.poller import epoll_ctl_in_python
@@ -490,15 +490,19 @@ def test_a_signal_ends_the_wait_for_descriptors(native: Any) -> None:
 # ── pairs ──
 
 
-def in_c(native: Any, fd: int, name: bytes) -> socket.socket:
-    return socket.socket(fileno=native.connect_pair(fd, name, os.getpid(), high_fds.HIGH_FD))
+def in_c(native: Any, user: socket.socket, name: bytes) -> tuple[Any, int]:
+    found: list[int] = []
+    made = socket.socket(fileno=native.connect_pair(user.fileno(), name, os.getpid(), high_fds.HIGH_FD, found))
+    (filler_bytes,) = found
+    return made, filler_bytes
 
 
-def in_python(native: Any, fd: int, name: bytes) -> Any:
+def in_python(native: Any, user: socket.socket, name: bytes) -> tuple[Any, int]:
     with contextlib.closing(fd_pair._unix_listener()) as listening:
-        made = fd_pair._pair_at(listening, fd, name)
+        user.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        made = fd_pair._pair_at(listening, user.fileno(), name)
         assert made is not None
-        return made
+        return made, fd_pair._fill_send_buffer(user)
 
 
 WAYS = pytest.mark.parametrize("connect", [in_c, in_python])
@@ -512,7 +516,8 @@ def test_pairs_are_made_alike(native: Any, connect: Any, is_blocking: bool) -> N
     before = open_descriptors()
     with socket.socket(socket.AF_UNIX) as user:
         user.setblocking(is_blocking)
-        with contextlib.closing(connect(native, user.fileno(), name)) as engine_sock:
+        made, filler_bytes = connect(native, user, name)
+        with contextlib.closing(made) as engine_sock:
             assert set(open_descriptors()) - set(before) == {user.fileno(), engine_sock.fileno()}
             assert engine_sock.fileno() >= high_fds.HIGH_FD
             assert not os.get_inheritable(engine_sock.fileno())
@@ -520,6 +525,9 @@ def test_pairs_are_made_alike(native: Any, connect: Any, is_blocking: bool) -> N
             assert os.get_blocking(user.fileno()) is is_blocking
             assert user.getpeername() == engine_sock.getsockname() == name
             assert user.getsockname() == engine_sock.getpeername() == ""
+            with pytest.raises(BlockingIOError):
+                user.send(b"!", socket.MSG_DONTWAIT)
+            assert engine_sock.recv(10_000) == bytes(filler_bytes) != b""
             user.sendall(b"there")
             assert engine_sock.recv(9) == b"there"
             engine_sock.send(b"back")
@@ -534,11 +542,11 @@ def test_pairs_that_cannot_be_made_fail_alike(native: Any, connect: Any) -> None
     with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as user:
         other.bind(name)
         with pytest.raises(OSError) as caught:
-            connect(native, user.fileno(), name)
+            connect(native, user, name)
         assert caught.value.errno == errno.EADDRINUSE
     with socket.socket() as tcp:
         with pytest.raises(OSError) as caught:
-            connect(native, tcp.fileno(), name)
+            connect(native, tcp, name)
         assert caught.value.errno in (errno.EAFNOSUPPORT, errno.EINVAL)
     assert open_descriptors() == before
 
@@ -548,14 +556,164 @@ def test_a_pair_is_not_made_with_a_stranger(native: Any) -> None:
     before = open_descriptors()
     with socket.socket(socket.AF_UNIX) as user:
         with pytest.raises(BlockingIOError):  # no connection of that process
-            native.connect_pair(user.fileno(), b"\0utp-test:" + os.urandom(8), os.getpid() + 1, high_fds.HIGH_FD)
+            native.connect_pair(user.fileno(), b"\0utp-test:" + os.urandom(8), os.getpid() + 1, high_fds.HIGH_FD, [])
     assert open_descriptors() == before
+
+
+@WAYS
+def test_a_pair_of_a_socket_that_sends_no_more_has_no_filler(native: Any, connect: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as user:
+        with contextlib.suppress(OSError):
+            user.shutdown(socket.SHUT_WR)
+        made, filler_bytes = connect(native, user, b"\0utp-test:" + os.urandom(8))
+        with contextlib.closing(made):
+            assert filler_bytes == 0
+            with pytest.raises(BlockingIOError):
+                made.recv(9)
 
 
 def test_a_pair_needs_an_abstract_name(native: Any) -> None:
     for name in (b"", b"\0", b"path", b"\0" + bytes(108), None, "\0name"):
         with pytest.raises(WRONG):
-            native.connect_pair(no_fd(), name, os.getpid(), high_fds.HIGH_FD)
+            native.connect_pair(no_fd(), name, os.getpid(), high_fds.HIGH_FD, [])
+        with pytest.raises(WRONG):
+            native.listen_at(no_fd(), name, 1)
+
+
+# ── the system calls of bind(), listen() and accept() ──
+
+PLAIN: dict[int, list[Any]] = {
+    socket.AF_INET: [
+        ("127.0.0.1", 0), ("127.0.0.2", 7_777), ("0.0.0.0", 0), ("224.0.0.1", 9), ("192.0.2.300", 1), ("127.1", 0),
+        ("", 0), ("localhost", 0), ("127.0.0.1\0", 0), ("127.0.0.1", -1), ("127.0.0.1", 65_536), ("127.0.0.1", 2**70),
+        ("255.255.255.255", 9), ("127.0.0.1", True), (b"127.0.0.1", 0), ("127.0.0.1",), ("127.0.0.1", 0, 0, 0),
+        ["::", 0], None, ("\u0661", 1), ("\udc80", 1),
+    ],
+    socket.AF_INET6: [
+        ("::1", 0), ("::1", 7_777), ("::", 0), ("::ffff:127.0.0.1", 9), ("0:0:0:0:0:0:0:1", 0), ("ff02::1", 9),
+        ("fe80::1", 9), ("fe80::1%lo", 9), ("::1", 0, 0, 0), ("::1", 0, 1, 0), ("::1", 0, 0, 1), ("::1", 0, 0),
+        ("127.0.0.1", 0), ("::1", 2**70, 0, 0), ("::1", 0, 0, 2**70),
+    ],
+}  # fmt: skip
+NAMES = pytest.mark.parametrize(
+    ("family", "address"), [(family, address) for family, addresses in PLAIN.items() for address in addresses]
+)
+# What the socket module takes and C does not: the caller asks the socket module then.
+LEFT = ("", "localhost", "127.1", "fe80::1%lo", b"127.0.0.1")
+
+
+def as_the_socket_module(family: int, call: str, address: Any) -> Any:
+    """What it has done with the address: the names of both ends afterwards, or None."""
+    with socket.socket(family, socket.SOCK_DGRAM) as udp:
+        try:
+            getattr(udp, call)(address)
+            return udp.getsockname() if call == "bind" else (udp.getpeername(), udp.getsockname())
+        except (OSError, TypeError, OverflowError, ValueError):
+            return None
+
+
+def without_port(name: Any) -> Any:
+    return name and (name[0], *name[2:])
+
+
+@NAMES
+@pytest.mark.parametrize("call", ["bind", "connect"])
+def test_udp_sockets_are_bound_and_connected_as_by_the_socket_module(
+    native: Any, call: str, family: int, address: Any
+) -> None:
+    expected = as_the_socket_module(family, call, address)
+    with socket.socket(family, socket.SOCK_DGRAM) as udp:
+        found = getattr(native, f"{call}_datagram")(udp.fileno(), family, address)
+        if found is None:
+            is_left = isinstance(address, tuple) and (
+                address[0] in LEFT or any(address[2:]) or True in address[1:] or len(address) == 3
+            )
+            assert expected is None or is_left
+            return
+        assert found == (udp.getsockname() if call == "bind" else (udp.getpeername(), udp.getsockname()))
+        if call == "bind":
+            assert without_port(found) == without_port(expected)
+            assert not address[1] or found[1] == address[1]
+        else:
+            assert found[0] == expected[0]
+            assert without_port(found[1]) == without_port(expected[1])
+
+
+@pytest.mark.parametrize("call", ["bind", "connect"])
+def test_udp_sockets_that_cannot_be_bound_or_connected_are_left(native: Any, call: str) -> None:
+    function = getattr(native, f"{call}_datagram")
+    assert function(no_fd(), socket.AF_INET, ("127.0.0.1", 9)) is None
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as on,
+    ):
+        on.bind(("127.0.0.1", 0))
+        assert (
+            function(udp.fileno(), socket.AF_INET, (on.getsockname() if call == "bind" else ("127.0.0.1", 0))) is None
+        )
+        with pytest.raises(WRONG):
+            function(udp.fileno(), socket.AF_UNIX, on.getsockname())
+
+
+@pytest.mark.parametrize("has_name", [True, False])
+def test_connections_are_accepted_alike(native: Any, has_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, far_name = (b"\0utp-test:" + os.urandom(8) for _ in range(2))
+    found: dict[bool, Any] = {}
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        assert native.listen_at(listener.fileno(), name, 4) == 0
+        assert listener.getsockname() == name
+        assert native.accept_pair(listener.fileno(), 4_096, []) == -1  # it may block
+        assert caller_calls.accept_pair(listener, socket.socket.__new__(socket.socket), 4_096) is None
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            native.accept_pair(listener.fileno(), 4_096, [])
+        for is_native in (True, False):
+            far = stack.enter_context(socket.socket(socket.AF_UNIX))
+            if has_name:
+                far.bind(far_name + bytes([is_native]))
+            far.connect(name)
+            if is_native:
+                told: list[Any] = []
+                near = socket.socket(fileno=native.accept_pair(listener.fileno(), 4_096, told))
+                ((told_name, inode),) = told
+            else:
+                monkeypatch.setattr(caller_calls, "IS_COMPILED", False)
+                made = socket.socket.__new__(socket.socket)
+                accepted = caller_calls.accept_pair(listener, made, 4_096)
+                assert accepted is not None
+                told_name, inode = accepted
+                near = socket.socket(fileno=made.detach())
+            stack.enter_context(near)
+            assert told_name == (far_name + bytes([is_native]) if has_name else b"")
+            assert inode == os.fstat(near.fileno()).st_ino
+            assert os.get_blocking(near.fileno())
+            assert not os.get_inheritable(near.fileno())
+            found[is_native] = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), near.getsockname()
+            far.send(b"!")
+            assert near.recv(9) == b"!"
+        assert found[True] == found[False] == (8_192, name)
+        with socket.socket(socket.AF_UNIX) as other:
+            assert native.listen_at(other.fileno(), name, 4) == errno.EADDRINUSE
+    assert native.listen_at(no_fd(), name, 4) == errno.EBADF
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        native.accept_pair(no_fd(), 4_096, [])
+
+
+def test_bytes_are_written(native: Any) -> None:
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        assert native.write(writer, b"12345678") == os.write(writer, b"12345678") == 8
+        assert os.read(reader, 99) == 2 * b"12345678"
+        with pytest.raises(BlockingIOError):
+            for _ in range(10_000):
+                native.write(writer, bytes(4_096))
+    finally:
+        os.close(reader)
+        os.close(writer)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        native.write(no_fd(), b"12345678")
 
 
 def view(data: bytes) -> memoryview:
@@ -586,7 +744,12 @@ ARGUMENTS = {
     "send_datagram": 6,
     "send_run": 11,
     "check_run": 2,
-    "connect_pair": 4,
+    "connect_pair": 5,
+    "listen_at": 3,
+    "accept_pair": 3,
+    "connect_datagram": 3,
+    "bind_datagram": 3,
+    "write": 2,
     "read_fields": 1,
     "compose_lone": 9,
     "epoll_wait": 4,
@@ -621,7 +784,7 @@ def test_no_argument_makes_it_do_anything_but_raise_or_return(native: Any, name:
     except WRONG:
         pass
     except OSError:
-        assert name == "connect_pair"
+        assert name in ("connect_pair", "accept_pair", "write")
 
 
 def test_what_lies_beyond_a_buffer_is_refused(native: Any) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from utpsocket.engine import faults
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, call_uninterrupted, sleep
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
+from utpsocket.protocol.build import IS_COMPILED
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -171,7 +172,11 @@ class Inbox:
     def put(self, command: Command) -> None:
         """Queue a command, and wake the engine's thread. Any thread."""
         try:
-            call_uninterrupted(partial(self.commands.append, command), self._wake_up.wake)
+            if IS_COMPILED:  # no signal's handler runs between these two lines
+                self.commands.append(command)
+                self._wake_up.wake()
+            else:
+                call_uninterrupted(partial(self.commands.append, command), self._wake_up.wake)
         except OSError as error:
             reraise_handler_error(error)
             if error.errno in faults.TRANSIENT_ERRNOS:

@@ -15,6 +15,7 @@ from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accept_keeping_gil, accepted, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel import fd_names
+from utpsocket.engine.kernel.caller_calls import accept_pair
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
@@ -25,13 +26,13 @@ _POLLIN: Final = 0x001
 _POLLRDHUP: Final = 0x2000
 
 
-def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes, int]:
+def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes, int, int]:
     """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the name of the
-    engine's end of it, and its cookie.
+    engine's end of it, its cookie, and the inode of `made`, 0 where it is not known.
     """
     while True:
         try:
-            _accept_any(sock, made)
+            found = _accept_any(sock, made, option_calls.pair_buffer_bytes(identity))
         except BlockingIOError:
             # A listen() that did not wait for the engine has failed since.
             if identity.role is Role.FAILED:
@@ -39,14 +40,18 @@ def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes,
             raise
         if identity.is_full:
             _report_room(identity)
-        # Of another process's socket it may be "", which has no cookie.
-        name: bytes = Socket.getpeername(made)
+        # Of another process's socket it may be "" or b"", which has no cookie.
+        name, inode = found or (Socket.getpeername(made), 0)
         cookie = _cookie_if_made_by_engine(made, name, identity)
         if cookie is not None:
             if shared_errnos.peek(identity.owner_pid, cookie):
                 fd_pair.show_reset(made, name)
-            option_calls.inherit(made, identity)
-            return name, cookie
+                found, inode = None, 0  # `made` may be another socket now
+            if found is None:
+                option_calls.apply_send_buffer(made, identity)
+            if identity.options:
+                option_calls.restore(made, identity)
+            return name, cookie, inode
         Socket.close(made)
 
 
@@ -74,9 +79,9 @@ def _report_room(identity: Identity) -> None:
         loop.post(commands.on_accept, identity.endpoint)
 
 
-def _accept_any(sock: StdlibSocket, made: Socket) -> None:
+def _accept_any(sock: StdlibSocket, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int] | None:
     """accept4(2) of a listening AF_UNIX socket. After shutdown() it gives EAGAIN for ever on a non-blocking one, while
-    poll() reports it readable; this raises EINVAL as TCP does.
+    poll() reports it readable; this raises EINVAL as TCP does. Returns what caller_calls.accept_pair() does.
     """
     check_open(sock)
     timeout = sock.gettimeout()
@@ -87,11 +92,16 @@ def _accept_any(sock: StdlibSocket, made: Socket) -> None:
         if mask & _POLLRDHUP:
             raise os_error(errno.EINVAL)
     try:
+        if timeout is not None:
+            found = accept_pair(sock, made, send_buffer_bytes)
+            if found is not None:
+                return found
         accepted(sock, made)
     except BlockingIOError:
         if sock.fileno() >= 0 and _wait_readable(sock, 0) & _POLLRDHUP:  # -1: closed by another thread meanwhile
             raise os_error(errno.EINVAL) from None
         raise
+    return None
 
 
 def _wait_readable(sock: StdlibSocket, seconds: float) -> int:

@@ -67,7 +67,6 @@ def pair(sock: StdlibSocket, identity: Identity) -> Socket:
         identity.send_buffer_bytes = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) // 2
     else:
         identity.send_buffer_bytes = user_buffer_bytes(identity)
-    Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
     fd = sock.fileno()
     make = partial(with_room, _unix_listener)
     is_elsewhere = False
@@ -76,9 +75,10 @@ def pair(sock: StdlibSocket, identity: Identity) -> Socket:
         identity.cookie = fd_names.new_cookie()
         name = fd_names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
         if IS_COMPILED and not is_elsewhere:
-            engine_sock = _pair_in_c(sock, name)
+            engine_sock = _pair_in_c(sock, name, identity)
             if engine_sock is not None:
-                break
+                return engine_sock
+        Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
         listening = netns.make_in_namespace_of(sock, make) if is_elsewhere else make()
         try:
             engine_sock = _pair_at(listening, fd, name)
@@ -106,11 +106,15 @@ def _fill_send_buffer(sock: StdlibSocket) -> int:
         return 0  # shut down before it was connected: it needs no gate, since nothing can be sent
 
 
-def _pair_in_c(sock: StdlibSocket, name: bytes) -> Socket | None:
-    """As _pair_at(), in one call of C. None if it is not possible so, for whatever reason."""
+def _pair_in_c(sock: StdlibSocket, name: bytes, identity: Identity) -> Socket | None:
+    """As _pair_at() and what follows it, in one call of C. None if it is not possible so, for whatever reason."""
+    found: list[int] = []
     try:
-        made = iter(partial(_native.connect_pair, sock.fileno(), name, os.getpid(), HIGH_FD), None)
-        return next(map(_new_engine_sock, made))
+        made = iter(partial(_native.connect_pair, sock.fileno(), name, os.getpid(), HIGH_FD, found), None)
+        engine_sock = next(map(_new_engine_sock, made))
+        (identity.filler_bytes,) = found
+        identity.is_gated = True
+        return engine_sock
     except OSError as error:
         reraise_handler_error(error)
         try:

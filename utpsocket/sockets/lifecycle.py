@@ -19,12 +19,14 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error, suppress_errnos
 from utpsocket.engine.kernel import fd_names
+from utpsocket.engine.kernel.caller_calls import connect_datagram, listen_at
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.connect_gate import may_be_reset
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import Address
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets import binding, fd_pair, fd_swap, option_calls, registry
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def check_open(sock: Socket) -> None:
 
 def bind(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> None:
     """bind(): a UDP socket is bound, with the kernel's errors, and becomes the engine's port."""
-    finish_interrupted(sock, identity)
+    if identity.claim is not None:
+        finish_interrupted(sock, identity)
     before = identity.local, identity.bound
     loop = engine()
     key = 0
@@ -108,10 +111,11 @@ def connect(sock: StdlibSocket, identity: Identity, address: GivenAddress, *, qu
         is_from_group = identity.bound is not None and _is_multicast_or_broadcast(identity.family, identity.bound[0])
         if identity.bound is not None and not is_from_group:
             _bind_source(udp, identity.bound)
-        code, peer = _connect_udp(udp, identity, address, quietly=quietly)
+        code, peer, local = _connect_udp(udp, identity, address, quietly=quietly)
         if not code and is_from_group:
-            udp = _udp_of_route(udp, identity)
-        check_open(sock)
+            udp, local = _udp_of_route(udp, identity), None
+        if sock.fileno() < 0:
+            raise os_error(errno.EBADF)
     except BaseException:
         udp.close()
         raise
@@ -122,7 +126,9 @@ def connect(sock: StdlibSocket, identity: Identity, address: GivenAddress, *, qu
         udp.close()
         return code
     assert peer is not None
-    _dial(sock, identity, loop, udp, peer, is_apart=is_from_group or not identity.endpoint)
+    if local is None:
+        local = udp.getsockname()
+    _dial(sock, identity, loop, udp, peer, local, is_apart=is_from_group or not identity.endpoint)
     return errno.EINPROGRESS
 
 
@@ -164,10 +170,14 @@ def _connect_again(sock: StdlibSocket, identity: Identity) -> int | None:
 
 def _connect_udp(
     udp: Socket, identity: Identity, address: GivenAddress, *, quietly: bool
-) -> tuple[int, Address | None]:
-    """Connect the UDP socket to the peer: 0 and the peer's address, or the errno for which TCP's connect() fails at
-    once.
+) -> tuple[int, Address | None, Address | None]:
+    """Connect the UDP socket to the peer: 0, the peer's address and the socket's own, if that is known; or the errno
+    for which TCP's connect() fails at once.
     """
+    found = connect_datagram(udp, identity.family, address) if IS_COMPILED else None
+    if found is not None:
+        peer, local = found
+        return errno.ENETUNREACH if _is_multicast_name(identity.family, peer[0]) else 0, peer, local
     try:
         code = int((udp.connect_ex if quietly else udp.connect)(address) or 0)
     except OSError as error:
@@ -177,20 +187,24 @@ def _connect_udp(
     if code == errno.EACCES:
         # A broadcast address, for which UDP needs SO_BROADCAST and TCP gives ENETUNREACH; or the system forbids it.
         udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
-        return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES, None
+        return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES, None, None
     if code in (errno.EINVAL, errno.EAFNOSUPPORT) and identity.family == stdlib.AF_INET6:
         # TCP checks first whether it is a multicast address; UDP checks the scope and the own address first.
         host = binding.resolved(identity, address)[0]
-        return errno.ENETUNREACH if _is_multicast(identity.family, host) else code, None
+        return errno.ENETUNREACH if _is_multicast(identity.family, host) else code, None, None
     if code:
-        return code, None
+        return code, None, None
     try:
         peer = udp.getpeername()
     except OSError as error:  # port 0, to which a UDP socket can be connected
         reraise_handler_error(error)
-        return errno.ECONNREFUSED, None
-    may_be_multicast = peer[0].startswith(_STARTS_OF_MULTICAST)
-    return errno.ENETUNREACH if may_be_multicast and _is_multicast(identity.family, peer[0]) else 0, peer
+        return errno.ECONNREFUSED, None, None
+    return errno.ENETUNREACH if _is_multicast_name(identity.family, peer[0]) else 0, peer, None
+
+
+def _is_multicast_name(family: int, host: str) -> bool:
+    """_is_multicast() of a host as getpeername() gives it."""
+    return host.startswith(_STARTS_OF_MULTICAST) and _is_multicast(family, host)
 
 
 def _bind_source(udp: Socket, bound: Address) -> None:
@@ -239,11 +253,18 @@ def _udp_of_route(udp: Socket, identity: Identity) -> Socket:
 
 
 def _dial(
-    sock: StdlibSocket, identity: Identity, loop: Loop | RemoteLoop, udp: Socket, peer: Address, *, is_apart: bool
+    sock: StdlibSocket,
+    identity: Identity,
+    loop: Loop | RemoteLoop,
+    udp: Socket,
+    peer: Address,
+    local: Address,
+    *,
+    is_apart: bool,
 ) -> None:
-    """Pair the user's descriptor with the engine and have the engine connect. `udp` is connected to `peer` and given to
-    the engine, or closed. `is_apart`: the connection uses it; else it uses the bound port, and `udp` has only served to
-    find the addresses.
+    """Pair the user's descriptor with the engine and have the engine connect. `udp`, whose address is `local`, is
+    connected to `peer` and given to the engine, or closed. `is_apart`: the connection uses it; else it uses the bound
+    port, and `udp` has only served to find the addresses.
 
     A signal's handler may raise between any two lines. If the engine has not begun then, the socket is unconnected
     again; else it is connecting, as TCP's would be. The claim, which the caller or the engine sets first, decides.
@@ -252,7 +273,6 @@ def _dial(
     try:
         identity.claim = claim
         identity.ending, identity.reported_errno = None, 0
-        local = udp.getsockname()
         bound = identity.bound
         if bound is not None:
             local = local if is_apart else (local[0], bound[1], *local[2:])
@@ -316,7 +336,8 @@ def release_chosen_port(identity: Identity) -> None:
 
 def listen(sock: StdlibSocket, identity: Identity, backlog: int) -> None:
     """Listen at the bound port: the user's descriptor in the kernel, the engine for uTP, and for TCP if bound."""
-    finish_interrupted(sock, identity)
+    if identity.claim is not None:
+        finish_interrupted(sock, identity)
     halves = identity.shut_halves
     if halves:
         _renew(sock, identity)  # the kernel refuses connections to an AF_UNIX socket that was shut down
@@ -327,8 +348,11 @@ def listen(sock: StdlibSocket, identity: Identity, backlog: int) -> None:
         identity.claim = {_BY: "caller"}
         identity.ending, identity.reported_errno = None, 0
         name = fd_names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
-        Socket.bind(sock, name)
-        Socket.listen(sock, backlog)
+        if IS_COMPILED:
+            listen_at(sock, name, backlog)
+        else:
+            Socket.bind(sock, name)
+            Socket.listen(sock, backlog)
         if not isinstance(loop, Loop) and sock.gettimeout() == 0:
             loop.known_ports.check_listen(identity.endpoint, identity.inode)
             identity.role = Role.LISTENING  # before the engine may report that it failed

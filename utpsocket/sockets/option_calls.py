@@ -135,7 +135,7 @@ def set_option(sock: Socket, identity: Identity, level: int, name: int, value: O
         return _set_utp(identity, name, value)
     if level == _SOCKET and name in _PAIR_OPTIONS:
         Socket.setsockopt(sock, level, name, value, *optlen)
-        identity.options[level, name] = Socket.getsockopt(sock, level, name, MAX_OPTION_BYTES)  # for inherit()
+        identity.options[level, name] = Socket.getsockopt(sock, level, name, MAX_OPTION_BYTES)  # for restore()
         return False
     if level == _TCP and name == stdlib.TCP_CONGESTION and isinstance(value, (int, bytes, bytearray, memoryview)):
         return _set_congestion(identity, value)
@@ -222,12 +222,6 @@ def _apply(sock: Socket, identity: Identity, level: int, name: int) -> bool:
     return True
 
 
-def inherit(raw: Socket, identity: Identity) -> None:
-    """Set on an accepted descriptor the listener's options that the kernel does not hand on between AF_UNIX sockets."""
-    apply_send_buffer(raw, identity)
-    restore(raw, identity)
-
-
 def restore(raw: Socket, identity: Identity) -> None:
     """Set on a new AF_UNIX descriptor the options that were set on the one before and that the kernel carries out."""
     for (level, name), value in identity.options.items():
@@ -239,12 +233,17 @@ def apply_send_buffer(sock: Socket, identity: Identity) -> None:
     """Set SO_SNDBUF of the user's descriptor: now, or when the gate opens, since a larger buffer would open it at once
     (docs/sockets.md §1).
     """
-    set_bytes = identity.settings.send_buffer_bytes
-    half = (half_buffer(set_bytes) if set_bytes else 0) or fd_pair.user_buffer_bytes(identity)
+    half = pair_buffer_bytes(identity)
     if identity.is_gated:
         identity.send_buffer_bytes = half
     else:
         Socket.setsockopt(sock, _SOCKET, stdlib.SO_SNDBUF, half)
+
+
+def pair_buffer_bytes(identity: Identity) -> int:
+    """What setsockopt(SO_SNDBUF) is given for the user's descriptor."""
+    set_bytes = identity.settings.send_buffer_bytes
+    return (half_buffer(set_bytes) if set_bytes else 0) or fd_pair.user_buffer_bytes(identity)
 
 
 def _set_utp(identity: Identity, name: int, value: OptionValue) -> bool:

@@ -350,12 +350,12 @@ class socket(StdlibSocket):
         try:
             if made is socket:
                 sock._utp = None
-            name, cookie = accepting.accept(self, identity, sock)
+            name, cookie, inode = accepting.accept(self, identity, sock)
             if self.proto:
                 _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
             else:  # what else StdlibSocket.__init__() does; the C class's part, a system call, is done
                 sock._io_refs, sock._closed = 0, False  # type: ignore[attr-defined]
-            accepted = registry.identify_accepted(sock, name, cookie, identity.owner_pid)
+            accepted = registry.identify_accepted(sock, name, cookie, identity.owner_pid, inode)
             if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
                 _attach_identity(sock, accepted)
             if stdlib.getdefaulttimeout() is None and self.gettimeout():

@@ -194,7 +194,7 @@ class WakeUp:
                 os.set_blocking(owner.fileno(), False)
             word = b"\0"
         self.fd = self._owners[0].fileno()
-        self.wake = partial(native.write, self._owners[-1].fileno(), word)
+        self.wake = partial(native_or(native.write, "write"), self._owners[-1].fileno(), word)
 
     def reset(self) -> None:
         """Make `fd` unreadable again. The engine's thread, once it is awake."""

@@ -22,7 +22,9 @@ from utpsocket.engine.interpreter.native import Socket, epoll
 from utpsocket.engine.interpreter.originals import io, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
+from utpsocket.engine.kernel.caller_calls import register
 from utpsocket.engine.kernel.high_fds import give_back, high_duplicate, new_epoll, with_room
+from utpsocket.protocol.build import IS_COMPILED
 
 if TYPE_CHECKING:
     from utpsocket.engine.interpreter.originals import select
@@ -129,7 +131,10 @@ class HoldersWatch:
             group.inodes.add(inode)
             self._group_by_inode[inode] = group
         try:
-            group.epoll.register(fd, 0)
+            if IS_COMPILED:
+                register(group.epoll, fd, 0)
+            else:
+                group.epoll.register(fd, 0)
         except FileExistsError:
             pass
 
