@@ -24,7 +24,7 @@
    size first: a wrong argument is a ValueError. No call but epoll_wait() and wait_readable() blocks, so the GIL is kept
    (docs/performance.md §9), which also means that no other thread can resize a buffer meanwhile. A call that fails
    returns the errno, negative where a count is returned otherwise; only wrong arguments and lack of memory raise, and
-   connect_pair(), an OSError. */
+   connect_pair(), accept_pair() and write(), an OSError. */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN

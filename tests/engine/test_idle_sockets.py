@@ -16,12 +16,14 @@ import pytest
 import utpsocket
 from tests.requirements import requires_fds
 from utpsocket.engine import commands, engine
+from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.kernel import netns
-from utpsocket.engine.kernel.high_fds import UdpSocket
+from utpsocket.engine.kernel.high_fds import HIGH_FD, UdpSocket
 from utpsocket.engine.kernel.udp import Port
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import idle_sockets
 from utpsocket.engine.ports.idle_sockets import IdleSockets
+from utpsocket.protocol.build import IS_COMPILED
 
 pytestmark = [pytest.mark.usefixtures("leaves_nothing_behind"), requires_fds(2_048)]
 
@@ -61,9 +63,19 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen")
 
 
+def wait_for_made() -> None:
+    """Until the engine has made what it was to make."""
+    loop = engine()
+    assert isinstance(loop, Loop)
+    wait_until(lambda: not loop.idle_sockets.wanted)
+    loop.call(commands.barrier)  # the iteration is over in which it took the last one
+
+
 @pytest.fixture(params=LOOPBACK)
 def listener(request: pytest.FixtureRequest) -> Iterator[Any]:
     with utpsocket.create_server((LOOPBACK[request.param], 0), family=request.param) as made:
+        wait_for_made()
+        engine().call(lambda loop: loop.idle_sockets.close_fds())  # what was made in the place of its own
         keep_for(3_600_000_000)  # however long a busy machine takes from one connection to the next
         yield made
 
@@ -114,12 +126,14 @@ def test_a_socket_of_which_the_program_has_asked_for_something_is_not_kept(
 ) -> None:
     with utpsocket.socket(listener.family) as client:
         prepare(client)
+        wait_for_made()
+        made = len(idle(listener.family))  # one in the place of what bind() has taken
         client.connect(listener.getsockname()[:2])
         with listener.accept()[0] as server:
             client.close()
             assert server.recv(1) == b""
     wait_until(lambda: len(engine().call(lambda loop: loop.endpoints)) == 1)
-    assert idle(listener.family) == []
+    assert len(idle(listener.family)) == made
     talk(listener)
     assert len(idle(listener.family)) == 1
 
@@ -151,6 +165,71 @@ def test_kept_sockets_are_closed_after_a_while(listener: Any) -> None:
     keep_for(1_000)
     talk(listener)
     wait_until(lambda: not idle(listener.family))
+
+
+@pytest.mark.skipif(not IS_COMPILED, reason="needs the compiled build")
+@pytest.mark.parametrize("address", ["own", "any"])
+def test_the_next_bind_takes_a_socket_and_has_another_one_made(address: str, listener: Any) -> None:
+    host = LOOPBACK[listener.family] if address == "own" else ""
+    number = talk(listener)
+    with utpsocket.socket(listener.family) as client:
+        client.bind((host, 0))
+        with stdlib.socket(fileno=os.dup(number)) as udp:
+            assert udp.getsockname() == client.getsockname()
+        wait_for_made()
+        (made,) = idle(listener.family)
+        assert made.fileno() != number
+        client.connect(listener.getsockname()[:2])
+        with listener.accept()[0] as server:
+            assert client.getsockname()[1] == server.getpeername()[1]
+            client.sendall(b"?")
+            assert server.recv(1) == b"?"
+    assert made in idle(listener.family)  # that of bind() does not come back
+
+
+def test_a_bind_that_is_refused_leaves_nothing(listener: Any) -> None:
+    talk(listener)
+    before = len(os.listdir("/proc/self/fd"))
+    with utpsocket.socket(listener.family) as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(listener.getsockname()[:2])
+        assert other.getsockname()[1] == 0
+    wait_for_made()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@FAMILIES
+def test_a_socket_that_the_engine_has_made_is_as_one_that_a_bind_makes(family: int, stack: ExitStack) -> None:
+    loop: Any = FakeLoop()
+    if not loop.namespace:
+        pytest.skip("needs SO_NETNS_COOKIE")
+    sockets = IdleSockets(loop)
+    stack.callback(sockets.close_fds)
+    sockets.replace(family)
+    sockets.make_wanted()
+    made = sockets.take(family, loop.namespace)
+    assert made is not None
+    stack.callback(made.close)
+    assert made.fileno() >= HIGH_FD
+    assert not os.get_inheritable(made.fileno())
+    assert not os.get_blocking(made.fileno())
+    made.bind((LOOPBACK[family], 0))
+    usual = Port(bound(stack, family))
+    assert usual.receive_buffer_bytes  # what only the engine's thread needs is set when it is first asked for
+    assert options_of(made) == options_of(usual.sock)
+
+
+def test_no_more_are_made_than_are_wanted_at_once(stack: ExitStack) -> None:
+    loop, sockets, _ = kept_one(stack)
+    for _ in range(2 * idle_sockets._MAX_NEW):
+        sockets.replace(stdlib.AF_INET)
+    while sockets.wanted:
+        sockets.make_wanted()
+    assert len(sockets) == idle_sockets._MAX_NEW
+    loop.is_alive = False
+    sockets.replace(stdlib.AF_INET6)
+    sockets.make_wanted()
+    assert len(sockets) == idle_sockets._MAX_NEW
 
 
 # ── one port ──
@@ -233,7 +312,7 @@ def test_a_port_of_which_an_option_was_changed_is_not_reused(family: int, stack:
 
 class FakeLoop(SimpleNamespace):
     def __init__(self) -> None:
-        super().__init__(is_alive=True, offload=True, udp_buffer_bytes=4 << 20, now=5)
+        super().__init__(is_alive=True, offload=True, udp_buffer_bytes=4 << 20, now=5, fd_lock=ForkLock())
         self.namespace = netns.cookie_here()
         self.calls: list[int] = []
 

@@ -390,6 +390,8 @@ class Loop(Work):
             self._fire_timers(now)
         self.owner = None
         self._flush_dirty(now)
+        if self.idle_sockets.wanted and not self.turns.dirty:
+            self.idle_sockets.make_wanted()
 
     def _carry_out(self, queue: deque[Command]) -> None:
         """As many commands as there are now."""

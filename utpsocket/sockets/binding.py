@@ -15,11 +15,13 @@ from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names, netns
+from utpsocket.engine.kernel.caller_calls import bind_datagram
 from utpsocket.engine.kernel.high_fds import HighSocket, UdpSocket, move_to_high_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports, reuseport
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import Address
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets import option_calls
 
 if TYPE_CHECKING:
@@ -151,17 +153,23 @@ def _adopt_port(
     """Bind a UDP socket to the address and give it to the engine."""
     reservation = None if is_over else _reserve(sock, identity, address)
     try:
-        udp = new_udp_socket(sock, identity)
+        if IS_COMPILED and isinstance(loop, Loop) and not is_over and reservation is None:
+            udp = udp_socket_to_bind(sock, identity, loop)
+        else:
+            udp = new_udp_socket(sock, identity)
     except BaseException:
         if reservation is not None:
             reservation.close()
         raise
     try:
+        bound: Address | None = None
         if is_over:
             overlapping_ports.bind_over(udp, address)
         elif reservation is None:
-            udp.bind(address)
-        local: Address = (reservation or udp).getsockname()
+            bound = bind_datagram(udp, identity.family, address) if IS_COMPILED else None
+            if bound is None:
+                udp.bind(address)
+        local: Address = bound or (reservation or udp).getsockname()
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
             raise _error(errno.EINVAL)  # TCP refuses a multicast address of IPv6, and not of IPv4
         if not isinstance(loop, Loop):
@@ -199,7 +207,25 @@ def new_udp_socket(sock: Socket, identity: Identity, kind: type[HighSocket] = Hi
 
 def udp_socket_to_connect(sock: Socket, identity: Identity, loop: Loop | RemoteLoop) -> Socket:
     """The same for connect(): one that another connection has had, if there is one that is as a new one would be."""
-    if identity.bound is not None or not isinstance(loop, Loop) or option_calls.has_options_of_port(identity):
+    if identity.bound is not None:
+        return new_udp_socket(sock, identity)
+    return _unbound_udp_socket(sock, identity, loop)
+
+
+def udp_socket_to_bind(sock: Socket, identity: Identity, loop: Loop) -> Socket:
+    """The same for bind(). The engine's thread makes another one in its place.
+
+    In the compiled build: a pure engine takes longer to make one, and gives the GIL to and fro with a program that goes
+    on meanwhile.
+    """
+    udp = _unbound_udp_socket(sock, identity, loop)
+    if isinstance(udp, UdpSocket):
+        loop.idle_sockets.replace(identity.family)
+    return udp
+
+
+def _unbound_udp_socket(sock: Socket, identity: Identity, loop: Loop | RemoteLoop) -> Socket:
+    if not isinstance(loop, Loop) or (identity.options and option_calls.has_options_of_port(identity)):
         return new_udp_socket(sock, identity)
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)

@@ -100,6 +100,9 @@ _AF_UNSPEC_NAME: Final = bytes(16)  # struct sockaddr
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
+_NOWHERE: Final[tuple[Address, Address, int]] = ("0.0.0.0", 0), ("0.0.0.0", 0), 0
+
+
 class IcmpError:
     """An error that an ICMP message, or the kernel itself, reported of a datagram that this port has sent.
 
@@ -892,6 +895,11 @@ _LATE: Final = frozenset(
     }
 )
 """What _prepare() makes."""
+
+
+def prepare(sock: UdpSocket, *, offload: bool, buffer_bytes: int) -> None:
+    """Set the options of a port on a UDP socket that is not one yet. Parameters as Port()'s."""
+    Port(sock, offload=offload, buffer_bytes=buffer_bytes, connected=_NOWHERE)
 
 
 def split_scope(local_ip: str) -> tuple[str, int]:
