@@ -8,8 +8,11 @@ import hashlib
 import io
 import os
 import random
+import select
+import signal
 import socket
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -373,3 +376,46 @@ def test_the_window_opens_as_the_program_reads(net: Net) -> None:
     a quarter and five times more.
     """
     assert held_bytes(net, 0, 0, read_before=16 << 20) >= 5 * held_bytes(net, 0, 0) // 4
+
+
+def test_a_broken_pipe_comes_with_sigpipe_and_nothing_else_does(net: Net) -> None:
+    """Python ignores SIGPIPE; programs for the shell restore its default, which ends the process."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, _: signals.append(number))
+    try:
+        client, server = net.pair()
+        net.reset(server)
+        assert eventually(lambda: bool(polled(client) & select.POLLERR), True)
+        with raises_errno(errno.ECONNRESET):
+            client.send(b"x")
+        assert not signals
+        sends: list[Callable[[], object]] = [
+            lambda: client.send(b"x"),
+            lambda: client.sendall(b"x"),
+            lambda: client.sendmsg([b"x"]),
+            lambda: client.sendto(b"x", ("127.0.0.1", 9)),
+            lambda: net.fresh().send(b"x"),
+        ]
+        for send in sends:
+            with raises_errno(errno.EPIPE):
+                send()
+            assert signals.pop() == signal.SIGPIPE
+            assert not signals
+        with raises_errno(errno.EPIPE):
+            client.send(b"x", socket.MSG_NOSIGNAL)
+        client, server = net.pair()
+        client.shutdown(socket.SHUT_WR)
+        with raises_errno(errno.EPIPE):
+            client.send(b"x", socket.MSG_NOSIGNAL)
+        assert not signals
+        with raises_errno(errno.EPIPE):
+            client.send(b"x")
+        assert signals == [signal.SIGPIPE]
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+def polled(sock: Any) -> int:
+    poller = select.poll()
+    poller.register(sock)
+    return sum(mask for _, mask in poller.poll(0))

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, allocate_lock
+from utpsocket.engine.interpreter.originals import signal
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import with_room
@@ -38,6 +39,7 @@ TOO_LARGE: Final = bytes(65_536)
 # The & of an IntFlag costs more than the rest of a send().
 _has: Final = int.__and__
 _MSG_OOB: Final = int(stdlib.MSG_OOB)
+_MSG_NOSIGNAL: Final = int(stdlib.MSG_NOSIGNAL)
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 _MSG_WAITALL: Final = int(stdlib.MSG_WAITALL)
 _MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
@@ -142,8 +144,11 @@ def _refuse_unsupported(sock: _CanWait, identity: Identity, flags: int) -> None:
         raise lifecycle.os_error(errno.EINVAL)
 
 
-def before_send(sock: StdlibSocket, identity: Identity, flags: int) -> None:
+def before_send(sock: StdlibSocket, identity: Identity, flags: int) -> int:
     """Open the gate that a connect() has left closed (fd_pair.py). Refuse MSG_OOB: uTP has no urgent data.
+
+    Returns the flags to send with, MSG_NOSIGNAL among them: AF_UNIX gives EPIPE, with SIGPIPE, also where TCP gives
+    another error. send_error() raises the signal where TCP does.
 
     Once the errno of the connection's end has been read nothing is taken any more, though the engine may be about to
     close its end of the pair.
@@ -151,22 +156,33 @@ def before_send(sock: StdlibSocket, identity: Identity, flags: int) -> None:
     if identity.is_gated and identity.role is Role.CONNECTED:
         fd_pair.open_gate(sock, identity)
     if identity.reported_errno and sock.fileno() >= 0:  # on a closed one the kernel's send() gives EBADF
-        raise lifecycle.os_error(errno.EPIPE)
-    if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
+        raise _broken_pipe(flags)
+    if not flags:
+        return _MSG_NOSIGNAL
+    if isinstance(flags, int) and _has(flags, _MSG_OOB):
         raise lifecycle.os_error(errno.EOPNOTSUPP)
+    return int.__or__(flags, _MSG_NOSIGNAL) if isinstance(flags, int) else flags
 
 
-def send_error(sock: StdlibSocket, identity: Identity, error: OSError) -> OSError:
-    """The error that send() of TCP gives where that of AF_UNIX gives this one."""
+def _broken_pipe(flags: int) -> OSError:
+    """EPIPE, after SIGPIPE unless it is not wanted. send(2)"""
+    if not (isinstance(flags, int) and _has(flags, _MSG_NOSIGNAL)):
+        signal.raise_signal(signal.SIGPIPE)
+    return lifecycle.os_error(errno.EPIPE)
+
+
+def send_error(sock: StdlibSocket, identity: Identity, error: OSError, flags: int) -> OSError:
+    """The error that send() of TCP gives where that of AF_UNIX gives this one. `flags`: the program's."""
     if error.errno == errno.ENOTCONN:
-        return lifecycle.os_error(errno.EPIPE)
+        return _broken_pipe(flags)
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
         is_after_eof = identity.has_ended_after_eof
         code = identity.take_error()
         Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)  # cleared, since it is reported now
         if code:
-            return lifecycle.os_error(errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code)
-    return error
+            code = errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code
+            return _broken_pipe(flags) if code == errno.EPIPE else lifecycle.os_error(code)
+    return _broken_pipe(flags) if error.errno == errno.EPIPE else error
 
 
 def check_address(family: int, method: str, *args: object) -> None:

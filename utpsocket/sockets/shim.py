@@ -809,7 +809,7 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is None:
             return Socket.send(self, data, flags)
-        errors.before_send(self, identity, flags)
+        sent_with = errors.before_send(self, identity, flags)
         if _works_inline and not flags and type(data) in _INLINE_TYPES and self.fileno() >= 0:
             count = inline_io.send(running_engine(), identity.cookie, self, data)  # type: ignore[arg-type]
             if count:
@@ -817,9 +817,9 @@ class socket(StdlibSocket):
         try:
             if identity.owner_pid != os.getpid() and (count := sending.sent_at_once(self, data, flags)):
                 return count
-            return Socket.send(self, data, flags)
+            return Socket.send(self, data, sent_with)
         except OSError as error:
-            raise errors.send_error(self, identity, error) from None
+            raise errors.send_error(self, identity, error, flags) from None
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         """Send all bytes.
@@ -837,7 +837,7 @@ class socket(StdlibSocket):
         if identity is None:
             Socket.sendall(self, data, flags)
             return
-        errors.before_send(self, identity, flags)
+        sent_with = errors.before_send(self, identity, flags)
         if _works_inline and not flags and type(data) in _INLINE_TYPES and self.fileno() >= 0:
             if inline_io.send(running_engine(), identity.cookie, self, data):  # type: ignore[arg-type]
                 return
@@ -846,9 +846,9 @@ class socket(StdlibSocket):
                 data = memoryview(data).cast("B")[count:]
                 if not data:
                     return
-            Socket.sendall(self, data, flags)
+            Socket.sendall(self, data, sent_with)
         except OSError as error:
-            raise errors.send_error(self, identity, error) from None
+            raise errors.send_error(self, identity, error, flags) from None
 
     def sendto(self, data: ReadableBuffer, *args: Any) -> int:
         """sendto(data[, flags], address) -> count
@@ -901,11 +901,11 @@ class socket(StdlibSocket):
             errors.check_ancillary(identity, ancdata)
         if address is not None:
             errors.check_address(self.family, "sendmsg", [errors.TOO_LARGE], (), 0, address)
-        errors.before_send(self, identity, flags)
+        sent_with = errors.before_send(self, identity, flags)
         try:
-            return Socket.sendmsg(self, buffers, (), flags)
+            return Socket.sendmsg(self, buffers, (), sent_with)
         except OSError as error:
-            raise errors.send_error(self, identity, error) from None
+            raise errors.send_error(self, identity, error, flags) from None
 
 
 # ── what is loaded with the first uTP socket ──
