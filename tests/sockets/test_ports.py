@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from typing import Any
@@ -136,6 +137,18 @@ def test_port_is_free_as_soon_as_a_listener_closes(net: Net) -> None:
         listener.listen()
         address = listener.getsockname()
         listener.close()
+
+
+def test_a_detached_listener_that_was_closed_refuses_at_once(net: Net) -> None:
+    listener = net.listener(host=own_loopback())
+    address = listener.getsockname()
+    fd = listener.detach()
+    with net.module.socket(fileno=os.dup(fd)) as again:
+        client = net.fresh(timeout=PATIENCE_S)
+        client.connect(address)
+        net.accept(again)
+    os.close(fd)
+    assert net.fresh().connect_ex(address) == errno.ECONNREFUSED
 
 
 def test_server_restarts_on_its_port_with_connections_still_open(net: Net) -> None:

@@ -458,8 +458,8 @@ def _endpoint(loop: Loop, key: int) -> Endpoint:
 
 
 def release(loop: Loop, key: int, inode: int) -> bool:
-    """A Python object over a bound or listening socket was closed. If no process has the socket open any more, it holds
-    the port no more, which is closed once it is unused. Any thread.
+    """A Python object over a bound or listening socket was closed, or gave up its fd. If no process has the socket open
+    any more, it holds the port no more, which is closed once it is unused. Any thread.
 
     Returns False if a process has it open; it is then checked from time to time (watch_holder()).
     """
@@ -470,6 +470,8 @@ def release(loop: Loop, key: int, inode: int) -> bool:
         loop.run_or_post(close_port, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
         return True
     if loop.holders_watch.is_open(inode):
+        if endpoint.listener is not None and endpoint.listener.inode == inode:
+            endpoint.listener.may_be_closed = True
         loop.run_or_post(watch_holder, key, inode)
         return False
     _drop_holder(loop, endpoint, inode)

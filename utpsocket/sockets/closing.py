@@ -89,6 +89,13 @@ def after_close(
         acquire(flushed, seconds)
 
 
+def after_detach(identity: Identity) -> None:
+    """Report to the engine that a listening socket's descriptor may be closed from now on without close()."""
+    loop = running_engine()
+    if identity.role is Role.LISTENING and isinstance(loop, Loop) and loop.caller_pid == os.getpid() and loop.is_alive:
+        _deliver(loop.perform_or_post, commands.release, identity.endpoint, identity.inode)
+
+
 class AtEnd:
     """An attribute of a socket object, which is finalized after it: where close() was not called, the C class's
     finalizer has closed the descriptor by then.

@@ -572,6 +572,7 @@ class socket(StdlibSocket):
         if identity is not None and self.fileno() >= 0:
             registry.pin(identity)
             self._at_end.identity = None
+            closing.after_detach(identity)
         return Socket.detach(self)
 
     # No __del__: it would run before the C class's finalizer, and if a signal's handler raised at its first instruction

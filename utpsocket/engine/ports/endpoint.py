@@ -708,7 +708,7 @@ class Endpoint:
         if listener is None and self._handle_simultaneous_open(addr, packet, now=now):
             return None
         is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
-        if listener is None or listener.has_stopped:
+        if listener is None or listener.has_stopped or listener.is_gone:
             # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more must refuse
             # as TCP's does, where a closed one would by ICMP (docs/sockets.md §3).
             self._reset_stray(packet, run, now=now)

@@ -150,6 +150,7 @@ class Listener:
         "inode",
         "is_closed",
         "has_stopped",
+        "may_be_closed",
         "name",
         "refused_syns",
         "tcp_listener",
@@ -163,6 +164,8 @@ class Listener:
         self.backlog = backlog  # as listen() was given it
         self.is_closed = False  # close() was called, or the user's fd is closed
         self.has_stopped = False  # the program listens no more; any thread may set this
+        # No Python object here is over the user's socket: its last fd may be closed elsewhere, without an event.
+        self.may_be_closed = False
         self.tcp_listener: TcpHalf | None = None  # accepts TCP connections at the same port number
 
         # Incoming connections, by how far they have come.
@@ -182,6 +185,11 @@ class Listener:
 
         self.refused_syns = 0  # a figure: the backlog was full
         self._faults = 0  # exceptions so far
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether no process has the user's socket open any more, as far as that is looked up."""
+        return self.may_be_closed and not self.endpoint.loop.holders_watch.is_open(self.inode)
 
     @property
     def is_full(self) -> bool:
