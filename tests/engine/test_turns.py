@@ -15,6 +15,7 @@ from tests.engine.test_work_per_batch import engine_held
 from tests.requirements import requires_pure
 from utpsocket.engine import engine, turns
 from utpsocket.engine.channels.utp import Bridge
+from utpsocket.engine.kernel.arena import Arena
 from utpsocket.engine.kernel.udp import Port
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.endpoint import Endpoint
@@ -361,3 +362,24 @@ def test_the_engine_knows_how_many_wait_for_grants(monkeypatch: pytest.MonkeyPat
             for end in dialers:
                 fill(end)
     assert max(told) < many
+
+
+def test_payloads_of_bulk_are_not_sliced_though_acks_lie_before_them(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ends are this engine's, so what it receives for them lies in one arena."""
+    slots = Arena.slots
+    found: list[bool] = []
+
+    def watched(arena: Arena, run: Run, start: int) -> list[memoryview] | None:
+        views = slots(arena, run, start)
+        if arena.chunk is arena._first:  # slices are kept of no other memory
+            found.append(views is not None)
+        return views
+
+    monkeypatch.setattr(Arena, "slots", watched)
+    while len(found) < 40:
+        for dialer, accepted in crowd.large:
+            fill(dialer)
+            drain(accepted)
+    assert found[20:].count(False) <= 2

@@ -24,16 +24,18 @@ _STRIDES_KEPT: Final = 4
 class Arena:
     """Views given out are valid until reset().
 
-    chunk   the piece of memory that is taken from at present
-    used    bytes of it that are taken; 0 where there is nothing to reset
+    chunk    the piece of memory that is taken from at present
+    stride   of the run that slots() was last asked for: one that begins at a multiple of it needs no slices of its own
+    used     bytes of the chunk that are taken; 0 where there is nothing to reset
     """
 
-    __slots__ = ("_first", "_payloads", "chunk", "used")
+    __slots__ = ("_first", "_payloads", "chunk", "stride", "used")
 
     def __init__(self) -> None:
         self._first = self.chunk = memoryview(bytearray(_CHUNK_BYTES))
         # Slices of the first chunk, one for the payload of each slot, by stride and size of the slots.
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
+        self.stride = 1
         self.used = 0
 
     def room(self, stride: int = 1) -> memoryview:
@@ -49,6 +51,13 @@ class Arena:
             self.used = 0
         return self.chunk[self.used :]
 
+    def room_behind(self, before: Run | None, is_bulk: bool) -> memoryview:
+        """room() for the next run of a port. Bulk begins where slices of its payloads are kept, unless it may be joined
+        to the port's run before it, several whole datagrams that were taken last.
+        """
+        is_joined = before is not None and len(before.data) > before.stride and not len(before.data) % before.stride
+        return self.room(self.stride if is_bulk and not is_joined else 1)
+
     def take(self, count: int) -> None:
         """The first `count` bytes of room() are in use."""
         self.used += count
@@ -59,6 +68,7 @@ class Arena:
         done with them. None where the run is not in the first chunk, or not at a multiple of its stride.
         """
         stride, size = run.stride, run.datagram_bytes
+        self.stride = stride
         if self.chunk is not self._first or start < 0 or start % stride:
             return None
         payloads = self._payloads.get((stride, size))

@@ -535,7 +535,7 @@ class Endpoint:
                     in_a_row, self._expected_runs = 0, 2  # in the next iteration, and on only if there is a second run
                 self._single_datagram_iteration, self._single_datagram_iterations = iteration, in_a_row
                 break
-            run = port.receive(arena.room() if arena.used else arena.chunk)
+            run = port.receive(arena.room_behind(before, self.bulk_until > now) if arena.used else arena.chunk)
             if run is None:
                 self.is_readable = False
                 break
