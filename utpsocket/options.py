@@ -35,9 +35,10 @@ UTP_MAX_MTU: Final = 2
 """
 
 UTP_CONGESTION: Final = 3
-"""The name of the congestion controller, bytes: b"ledbat", b"ledbat++", b"cubic" or b"reno". ENOENT for an unknown
-name. It may be set at any time; what a listener accepts has the listener's. TCP_CONGESTION is the same option, so it
-takes these names and no others: b"cubic" is uTP's CUBIC, and what the kernel has of its own, such as b"bbr", is ENOENT.
+"""The name of the congestion controller, bytes: b"ledbat++", the default, b"ledbat", b"cubic" or b"reno". ENOENT for an
+unknown name. It may be set at any time; what a listener accepts has the listener's. TCP_CONGESTION is the same option,
+so it takes these names and no others: b"cubic" is uTP's CUBIC, and what the kernel has of its own, such as b"bbr", is
+ENOENT.
 """
 
 UTP_SHARE_PORT: Final = 4

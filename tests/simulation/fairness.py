@@ -12,14 +12,13 @@ from pathlib import Path
 
 from tests.simulator import Application, Bottleneck, Delay, Pair, Simulator
 from utpsocket.protocol import Config
-from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 
 SNAPSHOT = Path(__file__).with_name("fairness.txt")
 HEADING = (
     "flows (start s)          Mbit/s   rtt ms  queue ms  share of each            jain  mean delay  p95 delay  used\n"
 )
 SECONDS = 60
-CONTROLLER_OF = {"utp": DEFAULT_CONTROLLER, "reno": "reno"}
+CONTROLLER_OF = {"utp": "ledbat", "reno": "reno"}
 
 
 # (kind, start in seconds) of each flow; rate; RTT; queue

@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from tests.simulator import WRAP_SEQ, transfer
+from utpsocket.protocol import Config
 
 RATE_BITS = 20_000_000
 TOTAL_BYTES = 2_000_000
@@ -39,6 +40,7 @@ class Cell:
         pair = transfer(
             seed,
             TOTAL_BYTES,
+            config=Config(congestion="ledbat"),
             delay_us=self.rtt_us // 2,
             rate_bits=RATE_BITS,
             loss=self.loss,

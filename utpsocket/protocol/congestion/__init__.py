@@ -19,4 +19,5 @@ __all__ = ["CONTROLLERS", "DEFAULT_CONTROLLER", "Controller"]
 CONTROLLERS: Final[dict[str, type[Controller]]] = {
     controller.NAME: controller for controller in (Ledbat, LedbatPlusPlus, Cubic, Reno)
 }
-DEFAULT_CONTROLLER: Final = Ledbat.NAME
+# The one that is fair to its own kind and gives way to TCP whatever the buffer is: tests/simulation/lab.txt.
+DEFAULT_CONTROLLER: Final = LedbatPlusPlus.NAME
