@@ -16,6 +16,7 @@
        compose_lone                       compose_lone_in_python()            protocol/packet.py
        epoll_wait                         libc.epoll_wait                     engine/interpreter/libc.py
        epoll_ctl                          epoll_ctl_in_python()               engine/kernel/poller.py
+       poll_one                           polled_in_python()                  engine/kernel/poller.py
        wait_readable                      select.poll
 
    Rules. Nothing here keeps state between two calls, and nothing is parsed but what check_run() and
@@ -920,6 +921,26 @@ write_bytes(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return written < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromSsize_t(written);
 }
 
+PyDoc_STRVAR(poll_one_doc, "poll_one(fd, events) -> int\n\n\
+What poll(2) finds at once, or a negative errno. See engine/kernel/poller.py.");
+
+static PyObject *
+poll_one(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (wrong_count("poll_one", nargs, 2) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    Py_ssize_t events = fd < 0 ? -1 : number(args[1]);
+    if (events < 0)
+        return NULL;
+    if (events > INT16_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no events");
+        return NULL;
+    }
+    struct pollfd entry = {.fd = fd, .events = (short)events};
+    return PyLong_FromLong(poll(&entry, 1, 0) < 0 ? -errno : (unsigned short)entry.revents);
+}
+
 static uint32_t
 read_uint32(const unsigned char *at)
 {
@@ -1022,6 +1043,7 @@ static PyMethodDef functions[] = {
     {"epoll_wait", (PyCFunction)(void (*)(void))wait_for_events, METH_FASTCALL, epoll_wait_doc},
     {"epoll_ctl", (PyCFunction)(void (*)(void))control_epoll, METH_FASTCALL, epoll_ctl_doc},
     {"wait_readable", (PyCFunction)(void (*)(void))wait_readable, METH_FASTCALL, wait_readable_doc},
+    {"poll_one", (PyCFunction)(void (*)(void))poll_one, METH_FASTCALL, poll_one_doc},
     {"compose_lone", (PyCFunction)(void (*)(void))compose_lone, METH_FASTCALL, compose_lone_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -35,7 +35,7 @@ from utpsocket.engine.interpreter import libc
 from utpsocket.engine.kernel import high_fds, native_calls, syscalls
 from utpsocket.engine.kernel.epoll_sleep import EVENT
 from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
-from utpsocket.engine.kernel.poller import epoll_ctl_in_python
+from utpsocket.engine.kernel.poller import epoll_ctl_in_python, polled_in_python
 from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.packet import (
@@ -172,6 +172,19 @@ def test_a_header_is_read_alike(native: Any, datagram: bytes, is_writable: bool)
     assert packet is not None
     fields = packet.connection_id, packet.timestamp_us, packet.difference_us, packet.window_bytes
     assert found == (*fields, packet.seq16, packet.ack16)
+
+
+@several
+@given(has_sent=st.booleans(), is_closed=st.booleans(), events=st.sampled_from([0, 1, 4, 5, 0x2001, 0x2005]))
+def test_an_fd_is_polled_alike(native: Any, has_sent: bool, is_closed: bool, events: int) -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        if has_sent:
+            other.send(b"x")
+        if is_closed:
+            other.close()
+        for fd in (one.fileno(), no_fd()):
+            assert native.poll_one(fd, events) == polled_in_python(fd, events)
 
 
 registrations = st.lists(
@@ -618,6 +631,7 @@ ARGUMENTS = {
     "compose_lone": 9,
     "epoll_wait": 4,
     "epoll_ctl": 4,
+    "poll_one": 2,
     "wait_readable": 3,
 }
 

@@ -29,11 +29,11 @@ from utpsocket.engine.channels.gate import drain_filler
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
 from utpsocket.engine.faults import RETRY_US, TRANSIENT_ERRNOS, errno_of
 from utpsocket.engine.interpreter import native
-from utpsocket.engine.interpreter.native import Socket, polled
+from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.native_calls import NativeStream, Stream
-from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, polled
 from utpsocket.engine.timers import Deadline
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import socket_exists
@@ -368,7 +368,7 @@ class Bridge:
     def poll_engine_sock(self) -> None:
         """Take in now what epoll would report in the next iteration."""
         mask = polled(self.engine_fd, EPOLLIN | EPOLLRDHUP)
-        if mask:
+        if mask > 0:
             self.on_event(mask)
 
     def read_user(self, *, now: int, is_due: bool) -> None:  # noqa: C901  # its parts would be calls

@@ -73,8 +73,6 @@ socket: Callable[[int, int, int], int] = _declared(_keeping, "socket", _int, _in
 connect: Messages = _declared(_keeping, "connect", _int, _pointer, _uint)
 accept4: Callable[[int, Pointer, Pointer, int], int] = _declared(_keeping, "accept4", _int, _pointer, _pointer, _int)
 shutdown: Callable[[int, int], int] = _declared(_keeping, "shutdown", _int, _int)
-bind: Messages = _declared(_keeping, "bind", _int, _pointer, _uint)
-getsockname: Callable[[int, Pointer, Pointer], int] = _declared(_keeping, "getsockname", _int, _pointer, _pointer)
 close: Callable[[int], int] = _declared(_keeping, "close", _int)
 read: Messages = _declared(_keeping, "read", _int, _pointer, _size, result=_ssize)
 epoll_ctl: Callable[[int, int, int, Pointer], int] = _declared(_keeping, "epoll_ctl", _int, _int, _int, _pointer)

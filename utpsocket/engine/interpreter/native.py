@@ -9,7 +9,6 @@ from __future__ import annotations
 import _thread
 import select
 import socket
-import struct
 import sys
 import time
 from collections import deque
@@ -90,33 +89,12 @@ accept_fd: Callable[[Socket], tuple[int, object]] = vars(Socket)["_accept"]
 """The C class's _accept(), of which typeshed does not know: returns the new fd, and the peer's address."""
 _dropped = ctypes.create_string_buffer(1 << 16)
 _WORD_BYTES = 4_096  # an eventfd's word, or a pipe's bytes
-_NAME_BYTES = 128  # struct sockaddr_storage
-_POLLFD = struct.Struct("=ihh")  # poll(2) struct pollfd
 
 
 def read_word(fd: int) -> None:
     """Read and drop what an eventfd or a pipe holds, without releasing the GIL. Raises OSError."""
     if libc.read(fd, _dropped, _WORD_BYTES) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def name_of(fd: int) -> bytes:
-    """A socket's own address as the kernel writes it (getsockname(2)), without releasing the GIL. Raises OSError."""
-    name, size = bytearray(_NAME_BYTES), ctypes.c_uint(_NAME_BYTES)
-    if libc.getsockname(fd, ctypes.byref(ctypes.c_char.from_buffer(name)), ctypes.byref(size)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return bytes(name)
-
-
-def polled(fd: int, events: int) -> int:
-    """Those of these events, and of POLLERR, POLLHUP and POLLNVAL, that poll(2) finds at an fd, without releasing the
-    GIL. Raises OSError.
-    """
-    entry = bytearray(_POLLFD.pack(fd, events, 0))
-    if libc.poll_at_once(ctypes.byref(ctypes.c_char.from_buffer(entry)), 1, 0) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    found: int = _POLLFD.unpack(entry)[2]
-    return found & 0xFFFF
 
 
 def receiving(fd: int, count: int) -> partial[int]:

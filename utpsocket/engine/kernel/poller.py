@@ -159,10 +159,25 @@ def sleep_until_ready(pause: CollectorPause, fds: list[tuple[int, int]], timeout
     pause.sleep(libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
 
 
+def polled_in_python(fd: int, events: int) -> int:
+    """Those of these events, and of POLLERR, POLLHUP and POLLNVAL, that poll(2) finds at an fd, without releasing the
+    GIL; a negative errno where it fails.
+    """
+    entry = bytearray(_POLLFD.pack(fd, events, 0))
+    if libc.poll_at_once(ctypes.byref(ctypes.c_char.from_buffer(entry)), 1, 0) < 0:
+        return -ctypes.get_errno()
+    found: int = _POLLFD.unpack(entry)[2]
+    return found & 0xFFFF
+
+
+polled: Final = native_or(polled_in_python, "poll_one")
+"""The same; in the compiled build by C."""
+
+
 def polls(sock: native.Socket, events: int) -> bool:
     """Whether poll(2) reports one of these events of the socket, or it has been closed. Any thread."""
     fd = sock.fileno()
-    return fd < 0 or native.polled(fd, events) != 0
+    return fd < 0 or polled(fd, events) != 0
 
 
 class WakeUp:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter import libc
-from utpsocket.engine.interpreter.native import Socket, name_of, receiving
+from utpsocket.engine.interpreter.native import Socket, receiving
 from utpsocket.engine.interpreter.originals import ctypes, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
@@ -242,6 +242,7 @@ class Port:
         "truncated_datagrams",
     )
     _knows_gso: ClassVar = False  # the kernel has shown that it knows UDP_SEGMENT
+    _disconnecting_unbinds: ClassVar = False  # the kernel has shown that what connect() bound is unbound by AF_UNSPEC
 
     def __init__(
         self,
@@ -839,8 +840,10 @@ class Port:
             self.read_errors()
             if polls(sock, EPOLLIN | EPOLLERR):
                 return False
-        name = name_of(self.fd)  # struct sockaddr_in or sockaddr_in6: family, port, what is the address of one of them
-        return not any(name[2:8]) and not (self.family == stdlib.AF_INET6 and any(name[8:24]))
+        if not Port._disconnecting_unbinds:  # where it did once, it always does
+            host, number = sock.getsockname()[:2]
+            Port._disconnecting_unbinds = host in _WILDCARDS and not number
+        return Port._disconnecting_unbinds
 
     def disconnect(self) -> None:
         """Dissolve the association of a socket that the owner has connected after bind(). It keeps the port of bind(),
