@@ -324,7 +324,7 @@ def calls_of(work: Callable[[], None]) -> dict[str, float]:
 
 def test_a_round_trip_costs_few_calls(pair: Pair) -> None:
     """The fast path of a lone message. Both engines are one here: its calls for both sides, in however many iterations
-    the scheduling of the threads makes of it. Measured: 135 of Python's and 101 of C's, in four; 286 and 177 before
+    the scheduling of the threads makes of it. Measured: 118 of Python's and 99 of C's, in four; 286 and 177 before
     there was that path. The best of three tries, since on a busy machine what waits for its ack is repeated.
     """
     trips = 50
@@ -338,13 +338,36 @@ def test_a_round_trip_costs_few_calls(pair: Pair) -> None:
 
     talk()
     tries = [calls_of(talk) for _ in range(3)]
-    assert min(each["python_calls"] for each in tries) / trips <= 140
-    assert min(each["c_calls"] for each in tries) / trips <= 115
+    assert min(each["python_calls"] for each in tries) / trips <= 125
+    assert min(each["c_calls"] for each in tries) / trips <= 112
+
+
+@requires_fds(300)
+def test_a_request_over_one_of_many_open_connections_costs_few_calls() -> None:
+    """100 bytes there and back, on 20 connections at once, at both ends. Measured: 125 of Python's and 106 of C's."""
+    connections, rounds = 20, 10
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(contextlib.closing(Pair())) for _ in range(connections)]
+
+        def ask_and_answer() -> None:
+            for _ in range(rounds):
+                for pair in pairs:
+                    pair.sender.sendall(bytes(100))
+                for pair in pairs:
+                    pair.receive(100)
+                    pair.receiver.sendall(bytes(100))
+                for pair in pairs:
+                    assert pair.sender.recv(100, socket.MSG_WAITALL) == bytes(100)
+
+        ask_and_answer()
+        tries = [calls_of(ask_and_answer) for _ in range(3)]
+    assert min(each["python_calls"] for each in tries) / connections / rounds <= 140
+    assert min(each["c_calls"] for each in tries) / connections / rounds <= 118
 
 
 @requires_fds(300)  # at a limit of 256 all numbers are counted before each accept()
 def test_a_short_connection_costs_few_calls() -> None:
-    """Connect, one byte there and back, close, at both ends. Measured: 850 of Python's and 545 of C's, 9.5 iterations;
+    """Connect, one byte there and back, close, at both ends. Measured: 780 of Python's and 540 of C's, 9 iterations;
     1,257 and 682 before what need not be asked, made or visited was left out.
     """
     count = 20
@@ -359,9 +382,9 @@ def test_a_short_connection_costs_few_calls() -> None:
 
         connect_and_echo()
         tries = [calls_of(connect_and_echo) for _ in range(3)]
-    assert min(each["python_calls"] for each in tries) / count <= 920
-    assert min(each["c_calls"] for each in tries) / count <= 620
-    assert min(each["iterations"] for each in tries) / count <= 13
+    assert min(each["python_calls"] for each in tries) / count <= 860
+    assert min(each["c_calls"] for each in tries) / count <= 610
+    assert min(each["iterations"] for each in tries) / count <= 12
 
 
 def test_a_run_costs_few_calls(pair: Pair) -> None:
