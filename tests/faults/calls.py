@@ -208,7 +208,7 @@ class Calls:
                     calls._raise("epoll_ctl")
                 return getattr(original, name)
 
-        self._loop._watches._epoll = Faulty()
+        self._loop._watches._epoll = self._loop._watches.plain = Faulty()
         sleep = self._loop._sleep
         if not isinstance(sleep, EpollSleep):
             return

@@ -143,7 +143,8 @@ def test_the_fd_of_a_bind_that_failed_is_not_reused_until_the_engine_has_forgott
     if not isinstance(loop, Loop) or not loop.frees_ports_at_once:
         pytest.skip("bind() hands its port to another thread or process, which alone closes it")
     epoll = SlowEpoll(loop._watches._epoll, error)
-    monkeypatch.setattr(loop._watches, "_epoll", epoll)
+    for name in ("_epoll", "plain"):
+        monkeypatch.setattr(loop._watches, name, epoll)
     try:
         with pytest.raises(type(error)):
             net.fresh().bind(("127.0.0.1", 0))
@@ -171,6 +172,7 @@ def test_a_listener_of_both_may_listen_after_a_listen_that_failed(net: Net, monk
         epoll = SlowEpoll(loop._watches._epoll, OSError(errno.ENOSPC, "no room for another watch"))
         epoll.may_go_on.set()
         patch.setattr(loop._watches, "_epoll", epoll)
+        patch.setattr(loop._watches, "plain", epoll)
         with pytest.raises(OSError, match="no room for another watch"):
             sock.listen()
     sock.listen()

@@ -729,7 +729,7 @@ class Loop(Work):
         """
         endpoint = self._last_opened = self.new_endpoint(sock, is_private=is_private, connected=connected)
         self.publish(endpoint)
-        self.watch_port(endpoint)
+        self.watch(endpoint.port.fd, PORT_EVENTS, endpoint)
         return endpoint
 
     def new_endpoint(
@@ -772,7 +772,7 @@ class Loop(Work):
         """As watch(), of an fd that is not watched yet. Any thread; raises ECONNABORTED if the engine has ended."""
         if self._watches.is_for_any_thread or get_ident() == self._thread_id:
             try:
-                self.watch(fd, events, watcher)
+                self.watch(fd, events, watcher, self._watches.plain)
             except ValueError:
                 raise OSError(errno.ECONNABORTED, "the engine has ended") from None
         else:

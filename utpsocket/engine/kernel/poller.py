@@ -275,11 +275,13 @@ class Watches(Generic[_W]):
 
     by_fd               the handling object, by fd
     is_for_any_thread   watch() may be called while the engine's thread sleeps: so it is with epoll, not with poll()
+    plain               select.epoll, or its stand-in: for threads of the program, which need not keep the GIL
     """
 
-    __slots__ = ("_epoll", "_events", "by_fd", "is_for_any_thread")
+    __slots__ = ("_epoll", "_events", "by_fd", "is_for_any_thread", "plain")
 
     def __init__(self, epoll: Poller) -> None:
+        self.plain = epoll
         self._epoll: Poller | KeepingEpoll = epoll
         if native.epoll is not None and isinstance(epoll, native.epoll):
             self._epoll = KeepingEpoll(epoll)
@@ -289,14 +291,15 @@ class Watches(Generic[_W]):
         if isinstance(epoll, LevelPoller):
             epoll.watchers = self.by_fd
 
-    def watch(self, fd: int, events: int, watcher: _W) -> None:
-        """Register an fd; its events are given to `watcher.on_event(mask)`. Raises OSError."""
+    def watch(self, fd: int, events: int, watcher: _W, plain: Poller | None = None) -> None:
+        """Register an fd; its events are given to `watcher.on_event(mask)`. `plain`: by that. Raises OSError."""
+        epoll = plain or self._epoll
         self.by_fd[fd] = watcher
         self._events[fd] = events
         try:
-            self._epoll.register(fd, events)
+            epoll.register(fd, events)
         except FileExistsError:  # the engine's thread has registered it meanwhile, in rearm_all()
-            self._epoll.modify(fd, events)
+            epoll.modify(fd, events)
 
     def rewatch(self, fd: int, events: int) -> None:
         """Change the events of a registered fd. What epoll has reported already it reports once more."""
@@ -312,7 +315,7 @@ class Watches(Generic[_W]):
         if not self.is_for_any_thread:
             return False
         try:
-            self._epoll.modify(fd, events)
+            self.plain.modify(fd, events)
         except ValueError:
             return False
         except OSError as error:
