@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -251,6 +252,61 @@ def test_tls(net: Net) -> None:
             await ask(reader, writer)
 
     run_over(net, main, connections=1)
+
+
+def test_a_transport_over_tls_is_named_so(net: Net) -> None:
+    """Programs look at the class's name, as uvloop's own tests do."""
+
+    async def main() -> None:
+        server_context, client_context = tls_contexts()
+        async with serving(ssl=server_context) as server:
+            address = server.sockets[0].getsockname()
+            _, secure = await asyncio.open_connection(*address, ssl=client_context, server_hostname="localhost")
+            assert "SSL" in type(secure.transport).__name__
+            await close(secure)
+        async with serving() as server:
+            _, plain = await asyncio.open_connection(*server.sockets[0].getsockname())
+            assert "SSL" not in type(plain.transport).__name__
+            await close(plain)
+
+    run_over(net, main, connections=2)
+
+
+@pytest.mark.parametrize("name", ["ssl_handshake_timeout", "ssl_shutdown_timeout"])
+def test_times_of_tls_without_tls_are_refused(net: Net, name: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ValueError, match=f"{name} is only meaningful with ssl"):
+            await loop.create_connection(asyncio.Protocol, "127.0.0.1", 9, **{name: 5.0})  # type: ignore[call-overload]
+
+    run_over(net, main, connections=0)
+
+
+def test_the_loop_keeps_a_server_that_the_program_does_not(net: Net) -> None:
+    async def main() -> None:
+        server: Any = await asyncio.start_server(echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        kept = weakref.ref(server)
+        del server
+        gc.collect()
+        await talk(*await asyncio.open_connection(*address))
+        server = kept()
+        assert server is not None
+        server.close()
+        await server.wait_closed()
+        del server
+        await eventually_gone(kept)
+
+    run_over(net, main, connections=1)
+
+
+async def eventually_gone(kept: weakref.ref[Any]) -> None:
+    for _ in range(100):
+        gc.collect()
+        if kept() is None:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the loop refers to a closed server")
 
 
 def test_start_tls(net: Net) -> None:

@@ -13,15 +13,17 @@ from __future__ import annotations
 import os
 import socket as stdlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.integrations.uvloop.transports import (
     InitialProtocol,
     Server,
+    SSLTransport,
     Transport,
     UnixStreamAdapter,
+    keep,
     put_tcp_name,
     with_our_transport,
 )
@@ -69,6 +71,7 @@ class Methods(AbstractEventLoop):
         has_address = host is not None or port is not None
         is_ours = sock is None
         if sock is None and has_address and hasattr(made, "_utp"):
+            _check_tls_times(named)
             if named.get("ssl") and named.get("server_hostname") is None:
                 if not host:
                     raise ValueError("You must set server_hostname when using ssl without a host")
@@ -127,9 +130,7 @@ class Methods(AbstractEventLoop):
             named |= {"reuse_address": reuse_address, "start_serving": start_serving}
             served: AbstractServer = await base.create_server(self, protocol_factory, host, port, **named)
             return served
-        wanted = [name for name in _TLS_TIMES if named.get(name) is not None]
-        if wanted and named.get("ssl") is None:
-            raise ValueError(f"{wanted[0]} is only meaningful with ssl")
+        _check_tls_times(named)
         if is_by_address:
             socks = await _bind(self, made, host, port, family, flags, reuse_address is not False, bool(reuse_port))
         else:
@@ -151,6 +152,7 @@ class Methods(AbstractEventLoop):
                 server.add(await base.create_unix_server(self, factory, **named_part), one)
             if start_serving:
                 await server.start_serving()
+            keep(server)
         except BaseException:
             server.close()
             for one in socks:
@@ -209,7 +211,7 @@ class Methods(AbstractEventLoop):
             made: AnyTransport = await base.start_tls(self, transport, protocol, sslcontext, **named)
             return made
         inner = await base.start_tls(self, transport.inner, protocol, sslcontext, **named)
-        return Transport(inner, transport.view)
+        return SSLTransport(inner, transport.view)
 
 
 class _errors_with_tcp_name:  # a context manager, named as contextlib's
@@ -223,6 +225,12 @@ class _errors_with_tcp_name:  # a context manager, named as contextlib's
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, RuntimeError):
             put_tcp_name(error)
+
+
+def _check_tls_times(named: Mapping[str, object]) -> None:
+    wanted = [name for name in _TLS_TIMES if named.get(name) is not None]
+    if wanted and not named.get("ssl"):
+        raise ValueError(f"{wanted[0]} is only meaningful with ssl")
 
 
 def _base() -> Any:

@@ -315,6 +315,12 @@ def with_our_transport(context: dict[str, object]) -> dict[str, object]:
     return context | {"transport": found, "message": with_tcp_name(str(context.get("message")))}
 
 
+class SSLTransport(Transport):
+    """The same over TLS: programs look for "SSL" in the name of the class, as in that of uvloop's."""
+
+    __slots__ = ()
+
+
 class InitialProtocol(asyncio.Protocol):
     """The first protocol of a transport: wraps it, then puts the program's own protocol in its place.
 
@@ -343,7 +349,8 @@ class InitialProtocol(asyncio.Protocol):
         if identity is None:
             inner.abort()  # another process of this machine has connected to the listening name
             return
-        self.transport = Transport(inner, View(uvloop_sock, identity, self._made))
+        kind = Transport if inner.get_extra_info("sslcontext") is None else SSLTransport
+        self.transport = kind(inner, View(uvloop_sock, identity, self._made))
         # As uvloop over TCP. This option asks nothing of the descriptor.
         option_calls.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # type: ignore[arg-type]
         lifecycle.apply_options(identity, at_once=False, to_connection=True, is_nodelay=True)
@@ -362,6 +369,17 @@ class InitialProtocol(asyncio.Protocol):
             sock.detach()
             if identity is not None:
                 registry.unpin(identity)
+
+
+def _kept(loop: asyncio.AbstractEventLoop) -> set[Server]:
+    """The servers of the loop that serve: it refers to them, as uvloop's loop does, where the program does not."""
+    kept: set[Server] = vars(loop).setdefault("_utp_servers", set())
+    return kept
+
+
+def keep(server: Server) -> None:
+    """Have the loop refer to the server until it is closed."""
+    _kept(server.get_loop()).add(server)
 
 
 class Server(asyncio.AbstractServer):
@@ -427,6 +445,7 @@ class Server(asyncio.AbstractServer):
     def close(self) -> None:
         """End listening. Connections go on."""
         self._is_closed = True
+        _kept(self._loop).discard(self)
         for server, _ in self._parts:
             server.close()
         if self._serving_future is not None and not self._serving_future.done():
