@@ -139,7 +139,8 @@ def test_clocks_that_run_apart_are_no_longer_route(ppm: int) -> None:
     trace = Trace(0, ppm, every_us=100_000)
     estimates = trace.run(600, lambda second: 60_000)
     assert max(estimates) <= 300_000
-    assert abs(trace.controller._skew.rate_ppb - ppm * 1_000) <= 5_000
+    skew = trace.controller._skew
+    assert skew is not None and abs(skew.rate_ppb - ppm * 1_000) <= 5_000
 
 
 def test_round_trips_stand_for_the_delays_that_a_peer_does_not_measure() -> None:

@@ -29,7 +29,7 @@ class DelayController(Controller):
     """A controller that knows the queueing delay. See Controller for its methods; a class derived from it has the rest.
 
     _base                 base delay of our packets
-    _skew                 drift of the clocks
+    _skew                 drift of the clocks; None before the first sample of it
     _peer_delay_us        the latest one-way delay of the peer's packets; -1 before the first
     _sample1_us, _sample2_us, _sample3_us   the last three samples above the base delay, the newest first; NO_SAMPLE
                           where there are not so many
@@ -61,7 +61,7 @@ class DelayController(Controller):
     def __init__(self, segment_bytes: int, target_delay_us: int = 0) -> None:
         super().__init__(segment_bytes, target_delay_us)
         self._base = BaseDelay()
-        self._skew = ClockSkew()
+        self._skew: ClockSkew | None = None
         self._peer_delay_us = -1
         self._sample1_us = self._sample2_us = self._sample3_us = NO_SAMPLE
         self._is_by_rtt = False
@@ -129,7 +129,7 @@ class DelayController(Controller):
             self._drift_until = now
             self._skew_period_ends_at = now + _SKEW_PERIOD_US
         self._slice_ends_at = now + SLICE_US
-        if skew.rate_ppb and not self._is_by_rtt:
+        if skew is not None and skew.rate_ppb and not self._is_by_rtt:
             by_us, self._drift_rest = divmod((now - self._drift_until) * skew.rate_ppb + self._drift_rest, _BILLION)
             if by_us and base.value_us >= 0:
                 base.shift(by_us)
@@ -137,13 +137,16 @@ class DelayController(Controller):
         if now >= self._skew_period_ends_at:
             self._skew_period_ends_at = now + _SKEW_PERIOD_US
             if self._sum_us >= 0:
+                if skew is None:
+                    skew = self._skew = ClockSkew()
                 before_ppb = skew.rate_ppb
                 skew.add(self._sum_at, self._sum_us, self._difference_us)
                 self._sum_us = -1
                 if skew.rate_ppb != before_ppb and not self._is_by_rtt:
                     base.tilt(skew.rate_ppb - before_ppb, now=now)
         if base.end_slice(self.window_bytes, self.target_delay_us, now=now) and self.target_delay_us:
-            skew.forget()
+            if skew is not None:
+                skew.forget()
             self._sample1_us = self._sample2_us = self._sample3_us = NO_SAMPLE
             # A longer path holds more than before. Half of it, lest the step was a queue of others after all.
             self.window_bytes = max(self.window_bytes, base.step_window_bytes // 2)
