@@ -55,8 +55,8 @@ MAX_BYTES: Final = 16 << 10
 _MAX_IN_FLIGHT: Final = 3
 # How long a connection is left to the engine's thread alone then; by feel: short for a person, long for a program.
 PAUSE_US: Final = 100_000
-# The program sends on several connections at the same time if it does so within _SAME_TIME_US; that is assumed for
-# _CROWDED_US then. Both by feel.
+# The program sends on several connections at the same time if it does so on a third one within _SAME_TIME_US; that is
+# assumed for _CROWDED_US then. Both by feel.
 _SAME_TIME_US: Final = 1_000
 _CROWDED_US: Final = 20_000
 _DATA: Final = 0x01  # type and version: BEP 29 "type", "version"
@@ -94,8 +94,10 @@ def send(engine: object, cookie: int, sock: Socket, data: bytes | bytearray) -> 
         return 0
     now = _monotonic_ns() // 1_000
     if cookie != loop.last_sender:
-        if now < loop.last_sent_at + _SAME_TIME_US:
+        # Two may be both ends of one connection.
+        if cookie != loop.sender_before and loop.sender_before and now < loop.last_sent_at + _SAME_TIME_US:
             loop.crowded_until = now + _CROWDED_US
+        loop.sender_before = loop.last_sender
         loop.last_sender = cookie
     loop.last_sent_at = now
     fd = _fileno(sock)  # another thread may have closed it

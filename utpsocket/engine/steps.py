@@ -80,6 +80,7 @@ class Work:
         self.sleeps_until = 0  # when the engine's thread wakes up by itself, µs, or NEVER; 0 while it works
         self.steps = 0  # how many there were
         self.last_sender = 0  # the cookie of the connection on which the program has sent last (inline_io.py)
+        self.sender_before = 0  # and of the other one on which it did before; 0: there is none
         self.last_sent_at = 0  # when, µs
         self.crowded_until = 0  # it sends on several at the same time, µs
         self._is_stepping = False  # a thread of the program is in a step

@@ -39,7 +39,10 @@ def sent_at_once(sock: Socket, data: ReadableBuffer, flags: object) -> int:
     view = memoryview(data)
     if not view.nbytes or not view.c_contiguous or not (IS_COMPILED or _has_address(view)):
         return 0
-    count = Stream(sock).send([view])
+    try:
+        count = Stream(sock).send([view])
+    except ValueError:
+        return 0  # it is closed
     if count == -errno.ECONNRESET:
         raise lifecycle.os_error(errno.ECONNRESET)
     return max(0, count)
