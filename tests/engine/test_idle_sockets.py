@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import utpsocket
-from tests.requirements import requires_fds
+from tests.requirements import requires_ipv6, requires_fds
 from utpsocket.engine import commands, engine
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.kernel import netns
@@ -207,7 +207,7 @@ def test_a_socket_that_the_engine_has_made_is_as_one_that_a_bind_makes(family: i
     stack.callback(sockets.close_fds)
     sockets.replace(family)
     sockets.make_wanted()
-    made = sockets.take(family, loop.namespace)
+    made = sockets.take(family, loop.namespace, to_bind=True)
     assert made is not None
     stack.callback(made.close)
     assert made.fileno() >= HIGH_FD
@@ -320,13 +320,13 @@ class FakeLoop(SimpleNamespace):
         self.calls.append(at)
 
 
-def kept_one(stack: ExitStack) -> tuple[Any, IdleSockets, UdpSocket]:
+def kept_one(stack: ExitStack, family: int = stdlib.AF_INET) -> tuple[Any, IdleSockets, UdpSocket]:
     loop: Any = FakeLoop()
     if not loop.namespace:
         pytest.skip("needs SO_NETNS_COOKIE")
     sockets = IdleSockets(loop)
     stack.callback(sockets.close_fds)
-    port = new_port(stdlib.AF_INET, bound(stack, stdlib.AF_INET))
+    port = new_port(family, bound(stack, family))
     assert sockets.may_keep(port)
     sockets.put(port)
     assert isinstance(port.sock, UdpSocket)
@@ -339,6 +339,15 @@ def test_only_a_connect_that_would_make_the_same_socket_gets_it(stack: ExitStack
     assert sockets.take(stdlib.AF_INET, loop.namespace + 1) is None
     assert sockets.take(stdlib.AF_INET, loop.namespace) is sock
     assert sockets.take(stdlib.AF_INET, loop.namespace) is None
+    sock.close()
+
+
+@requires_ipv6
+def test_a_bind_takes_no_socket_of_ipv6_that_was_connected(stack: ExitStack) -> None:
+    """Linux would go on taking datagrams from that peer's address alone."""
+    loop, sockets, sock = kept_one(stack, stdlib.AF_INET6)
+    assert sockets.take(stdlib.AF_INET6, loop.namespace, to_bind=True) is None
+    assert sockets.take(stdlib.AF_INET6, loop.namespace) is sock
     sock.close()
 
 

@@ -25,7 +25,7 @@ from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.send_grants import GrantQueue
 
 # Both ends of a connection together. Measured on CPython 3.11: 10,210 in the pure build, 10,380 after 100,000 bytes
-# each way; a twentieth is for other versions. One more deque, or a set at each end, would be too much.
+# each way; a twentieth is for other versions. One more deque would be too much.
 MAX_BYTES: Final = 10_900
 # Of so many the least counts: where the machine is busy packets are late or sent again, which leaves small objects.
 CONNECTIONS: Final = 5

@@ -209,7 +209,7 @@ def udp_socket_to_connect(sock: Socket, identity: Identity, loop: Loop | RemoteL
     """The same for connect(): one that another connection has had, if there is one that is as a new one would be."""
     if identity.bound is not None:
         return new_udp_socket(sock, identity)
-    return _unbound_udp_socket(sock, identity, loop)
+    return _unbound_udp_socket(sock, identity, loop, to_bind=False)
 
 
 def udp_socket_to_bind(sock: Socket, identity: Identity, loop: Loop) -> Socket:
@@ -218,18 +218,18 @@ def udp_socket_to_bind(sock: Socket, identity: Identity, loop: Loop) -> Socket:
     In the compiled build: a pure engine takes longer to make one, and gives the GIL to and fro with a program that goes
     on meanwhile.
     """
-    udp = _unbound_udp_socket(sock, identity, loop)
+    udp = _unbound_udp_socket(sock, identity, loop, to_bind=True)
     if isinstance(udp, UdpSocket):
         loop.idle_sockets.replace(identity.family)
     return udp
 
 
-def _unbound_udp_socket(sock: Socket, identity: Identity, loop: Loop | RemoteLoop) -> Socket:
+def _unbound_udp_socket(sock: Socket, identity: Identity, loop: Loop | RemoteLoop, *, to_bind: bool) -> Socket:
     if not isinstance(loop, Loop) or (identity.options and option_calls.has_options_of_port(identity)):
         return new_udp_socket(sock, identity)
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)
-    kept = loop.idle_sockets.take(identity.family, identity.namespace)
+    kept = loop.idle_sockets.take(identity.family, identity.namespace, to_bind=to_bind)
     if kept is not None:
         return kept
     udp = new_udp_socket(sock, identity, UdpSocket)

@@ -10,6 +10,9 @@ which the engine has changed no option since, are kept (kernel/high_fds.py, UdpS
 bind() only if a new one would be in the same network namespace and have the same owner, which firewalls and routes may
 depend on.
 
+A socket of IPv6 that was connected receives from that peer alone when it is bound: Linux forgets the peer's port, and
+not its address. So bind() takes one that was never connected.
+
 A port that bind() has taken is never unbound again, so its socket does not come back. In the place of each that a
 bind() has taken the engine's thread makes a new one, at the end of an iteration. bind() of the pure build takes none
 (sockets/binding.py).
@@ -56,6 +59,11 @@ _MAX_NEW: Final = 8
 _KEPT_US: Final = 1_000_000
 
 
+def _kind(family: int, *, to_bind: bool) -> int:
+    """What is kept apart: the family, and for IPv6 what was never connected."""
+    return -family if to_bind and family == stdlib.AF_INET6 else family
+
+
 class IdleSockets:
     """Of one engine. take() and replace() may be called by any thread, the rest by the engine's alone.
 
@@ -68,6 +76,7 @@ class IdleSockets:
     def __init__(self, loop: Engine) -> None:
         self._loop = loop
         # With the time from which on each is unused; the one that was used last is taken first.
+        # By _kind().
         self._sockets: dict[int, deque[tuple[int, UdpSocket]]] = {}
         self.kept_us = _KEPT_US
         self._expired_at = 0  # when expire() is called next; 0: never
@@ -76,11 +85,11 @@ class IdleSockets:
     def __len__(self) -> int:
         return sum(map(len, self._sockets.values()))
 
-    def take(self, family: int, namespace: int) -> UdpSocket | None:
-        """A socket of this family in this network namespace, as the calling thread would make it; None if there is
-        none. It belongs to the caller.
+    def take(self, family: int, namespace: int, *, to_bind: bool = False) -> UdpSocket | None:
+        """A socket of this family in this network namespace, as the calling thread would make it, to be connected or to
+        be bound; None if there is none. It belongs to the caller.
         """
-        sockets, loop = self._sockets.get(family), self._loop
+        sockets, loop = self._sockets.get(_kind(family, to_bind=to_bind)), self._loop
         if not sockets or namespace != loop.namespace:
             return None
         try:
@@ -102,7 +111,7 @@ class IdleSockets:
         """Make one of the sockets that are wanted. An OSError is passed over."""
         family, loop = self.wanted.popleft(), self._loop
         loop.owner = self
-        sockets = self._sockets.setdefault(family, deque())
+        sockets = self._sockets.setdefault(_kind(family, to_bind=True), deque())
         if len(sockets) >= _MAX_NEW or not loop.namespace or not loop.is_alive:
             return
         with loop.fd_lock:
@@ -134,7 +143,7 @@ class IdleSockets:
         """Keep the socket of a port that is closed but for that, or close it."""
         sock = port.sock
         assert isinstance(sock, UdpSocket)
-        sockets = self._sockets.setdefault(port.family, deque())
+        sockets = self._sockets.setdefault(_kind(port.family, to_bind=False), deque())
         if len(sockets) >= _MAX_SOCKETS or not port.become_unconnected():
             port.close()
             return
