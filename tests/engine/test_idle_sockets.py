@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import utpsocket
-from tests.requirements import requires_ipv6, requires_fds
+from tests.requirements import requires_fds, requires_ipv6
 from utpsocket.engine import commands, engine
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.kernel import netns
