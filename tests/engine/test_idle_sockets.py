@@ -48,6 +48,20 @@ def idle(family: int) -> list[UdpSocket]:
     return [sock for _, sock in loop.idle_sockets._sockets.get(family, ())]
 
 
+def bind_once(listener: Any) -> None:
+    with utpsocket.socket(listener.family) as sock:
+        sock.bind((LOOPBACK[listener.family], 0))
+
+
+def for_binds(listener: Any) -> list[UdpSocket]:
+    """What the next bind() may take."""
+    wait_for_made()
+    loop = engine()
+    assert isinstance(loop, Loop)
+    kind = idle_sockets._kind(listener.family, to_bind=True)
+    return [sock for _, sock in loop.idle_sockets._sockets.get(kind, ())]
+
+
 def keep_for(microseconds: int) -> None:
     loop = engine()
     assert isinstance(loop, Loop)
@@ -171,24 +185,27 @@ def test_kept_sockets_are_closed_after_a_while(listener: Any) -> None:
 @pytest.mark.parametrize("address", ["own", "any"])
 def test_the_next_bind_takes_a_socket_and_has_another_one_made(address: str, listener: Any) -> None:
     host = LOOPBACK[listener.family] if address == "own" else ""
-    number = talk(listener)
+    bind_once(listener)
+    (taken,) = for_binds(listener)
+    number = taken.fileno()
     with utpsocket.socket(listener.family) as client:
         client.bind((host, 0))
         with stdlib.socket(fileno=os.dup(number)) as udp:
             assert udp.getsockname() == client.getsockname()
-        wait_for_made()
-        (made,) = idle(listener.family)
+        (made,) = for_binds(listener)
         assert made.fileno() != number
         client.connect(listener.getsockname()[:2])
         with listener.accept()[0] as server:
             assert client.getsockname()[1] == server.getpeername()[1]
             client.sendall(b"?")
             assert server.recv(1) == b"?"
-    assert made in idle(listener.family)  # that of bind() does not come back
+    assert number not in [sock.fileno() for sock in (*idle(listener.family), *for_binds(listener))]
 
 
 def test_a_bind_that_is_refused_leaves_nothing(listener: Any) -> None:
     talk(listener)
+    bind_once(listener)
+    wait_for_made()
     before = len(os.listdir("/proc/self/fd"))
     with utpsocket.socket(listener.family) as other:
         with pytest.raises(OSError, match="in use"):
