@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from utpsocket.engine import commands, engine
 from utpsocket.engine.loop import Loop
 
 T = TypeVar("T")
@@ -324,6 +325,15 @@ def readable(*socks: Any, timeout_s: float = PATIENCE_S) -> None:
     for sock in socks:
         left_s = max(0.0, deadline - time.monotonic())
         assert select.select([sock], [], [], left_s)[0], f"{sock!r} not readable within {timeout_s} s"
+
+
+def wait_for_spare_sockets() -> None:
+    """Until the engine has made all that the next calls of bind() may take."""
+    loop = engine()
+    assert isinstance(loop, Loop)
+    while loop.idle_sockets.wanted:
+        loop.call(commands.barrier)
+    loop.call(commands.barrier)  # the iteration is over in which the last one was made
 
 
 def receive_exactly(sock: Any, size: int) -> bytes:

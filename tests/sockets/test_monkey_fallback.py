@@ -44,6 +44,7 @@ from .network import (
     receive_all,
     run,
     wait_child,
+    wait_for_spare_sockets,
 )
 
 DELAY_S = 0.05
@@ -623,9 +624,11 @@ def test_one_of_two_that_share_a_port_listens(both: None) -> None:
         first.bind(("127.0.0.1", 0))
         second.bind(first.getsockname())
         first.listen()
+        wait_for_spare_sockets()
         fds = set(os.listdir("/proc/self/fd"))
         with raises_errno(errno.EADDRINUSE):
             second.listen()
+        wait_for_spare_sockets()
         assert set(os.listdir("/proc/self/fd")) < fds
         for connect in (monkey.get_original("socket", "create_connection"), socket.create_connection):
             with connect(first.getsockname()):
