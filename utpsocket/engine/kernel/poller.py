@@ -26,6 +26,7 @@ from utpsocket.engine.interpreter.originals import ctypes, fcntl, io, os, struct
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.epoll_sleep import EVENT, MAX_EVENTS, MAX_TIMEOUT_MS, EpollSleep
 from utpsocket.engine.kernel.high_fds import high_duplicate, new_epoll
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.native import native_or
 from utpsocket.protocol.times import NEVER
 
@@ -275,23 +276,26 @@ class Watches(Generic[_W]):
 
     by_fd               the handling object, by fd
     is_for_any_thread   watch() may be called while the engine's thread sleeps: so it is with epoll, not with poll()
-    plain               select.epoll, or its stand-in: for threads of the program, which need not keep the GIL
+    plain               for threads of the program. In the pure build select.epoll, or its stand-in: there it takes more
+                        calls to keep the GIL
     """
 
     __slots__ = ("_epoll", "_events", "by_fd", "is_for_any_thread", "plain")
 
     def __init__(self, epoll: Poller) -> None:
-        self.plain = epoll
+        self.plain: Poller | KeepingEpoll = epoll
         self._epoll: Poller | KeepingEpoll = epoll
         if native.epoll is not None and isinstance(epoll, native.epoll):
             self._epoll = KeepingEpoll(epoll)
+            if IS_COMPILED:
+                self.plain = self._epoll
         self.is_for_any_thread = not isinstance(epoll, LevelPoller)
         self._events: dict[int, int] = {}
         self.by_fd: dict[int, _W] = {}
         if isinstance(epoll, LevelPoller):
             epoll.watchers = self.by_fd
 
-    def watch(self, fd: int, events: int, watcher: _W, plain: Poller | None = None) -> None:
+    def watch(self, fd: int, events: int, watcher: _W, plain: Poller | KeepingEpoll | None = None) -> None:
         """Register an fd; its events are given to `watcher.on_event(mask)`. `plain`: by that. Raises OSError."""
         epoll = plain or self._epoll
         self.by_fd[fd] = watcher
