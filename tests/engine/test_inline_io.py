@@ -23,7 +23,7 @@ import pytest
 import utpsocket
 from tests.requirements import requires_compiled
 from utpsocket.engine.current import running_engine
-from utpsocket.engine.inline_io import IS_POSSIBLE, MAX_BYTES
+from utpsocket.engine.inline_io import IS_ON, MAX_BYTES
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.steps import Work
 from utpsocket.sockets import shim
@@ -32,7 +32,8 @@ PATIENCE_S = 60
 ROUNDS = 200
 
 requires_steps = pytest.mark.skipif(
-    not IS_POSSIBLE, reason="needs the compiled build: there are no steps in the pure one"
+    not IS_ON,
+    reason="needs the compiled build and UTPSOCKET_INLINE=1: off by default, since a run of these has hung once",
 )
 
 
@@ -40,14 +41,14 @@ requires_steps = pytest.mark.skipif(
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With steps, and as with UTPSOCKET_INLINE=0."""
     is_wanted = bool(request.param)
-    monkeypatch.setattr(shim, "_works_inline", IS_POSSIBLE and is_wanted)
+    monkeypatch.setattr(shim, "_works_inline", IS_ON and is_wanted)
     return is_wanted
 
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     shim.load()  # which the first uTP socket does, and sets what the environment says
-    monkeypatch.setattr(shim, "_works_inline", IS_POSSIBLE)
+    monkeypatch.setattr(shim, "_works_inline", IS_ON)
 
 
 @pytest.fixture
