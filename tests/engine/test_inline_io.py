@@ -33,7 +33,7 @@ ROUNDS = 200
 
 requires_steps = pytest.mark.skipif(
     not IS_ON,
-    reason="needs the compiled build and UTPSOCKET_INLINE=1: off by default, since a run of these has hung once",
+    reason="needs the compiled build and UTPSOCKET_INLINE=1, which is off: a run of these has hung once",
 )
 
 
