@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -394,6 +395,8 @@ def test_nothing_stays_behind_after_a_signal(number: signal.Signals) -> None:
     assert "it runs" in program.stderr.readline()
     running = remaining_processes(mark) - {program.pid}
     assert len(running) >= 6  # the link, two flows with two sides each, the echoes
+    words = [word for pid in running for word in Path(f"/proc/{pid}/cmdline").read_text("utf-8").split("\0")]
+    (folder,) = {Path(word).parent for word in words if word.startswith("/") and word.endswith("/log")}
     program.send_signal(number)
     program.communicate(timeout=60)
     assert program.returncode == (-number if number == signal.SIGKILL else 128 + number)
@@ -401,6 +404,8 @@ def test_nothing_stays_behind_after_a_signal(number: signal.Signals) -> None:
         # The kernel ends them, and has not done so by the time that their parent has been waited for.
         for pid in running:
             _wait_for_end(pid)
+        shutil.rmtree(folder)  # which nobody else does then
+    assert not folder.exists()
     assert not remaining_processes(mark)
 
 
