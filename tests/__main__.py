@@ -4,8 +4,8 @@ Only the standard library is needed to start: the first run makes the environmen
 package and pyproject.toml's dependency group `test` into it; later runs find it by the hash of pyproject.toml and start
 at once. A changed pyproject.toml is a new environment, and the old one is removed once no process runs in it.
 
-    python3 -m tests                    the whole suite: 5 to 10 minutes
-    python3 -m tests --quick            a part of it that takes a minute
+    python3 -m tests                    the whole suite: about 20 minutes
+    python3 -m tests --quick            a part of it that takes two minutes
     python3 -m tests --compiled         first: what follows in a compiled copy of this tree below `.cache/tests/`
     python3 -m tests -k echo            pytest's own arguments: python3 -m tests --tool pytest --help
     python3 -m tests --tool ruff check  any other tool of that environment

@@ -94,7 +94,7 @@ def test_a_tool_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_says_how_long_it_takes_and_what_it_needs(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert runner.main([option]) == 0
     said = capsys.readouterr().out
-    assert "10 minutes" in said
+    assert "20 minutes" in said
     assert "package index" in said
     assert "--quick" in said
 
