@@ -820,11 +820,13 @@ address_of(const union name *name)
     return tuple_of(objects, 4);
 }
 
-/* The arguments of the next two: an fd, AF_INET or AF_INET6, an address. -1 with an exception; 0 for no plain address. */
+/* The arguments of the next two: an fd, AF_INET or AF_INET6, an address, the socket object. The audit event is raised
+   here, before the call, as by the socket module. -1 with an exception; 0 for no plain address. */
 static int
-udp_arguments(const char *function, PyObject *const *args, Py_ssize_t nargs, int *fd, union name *name)
+udp_arguments(const char *function, const char *event, PyObject *const *args, Py_ssize_t nargs, int *fd,
+              union name *name)
 {
-    if (wrong_count(function, nargs, 3) < 0 || (*fd = descriptor(args[0])) < 0)
+    if (wrong_count(function, nargs, 4) < 0 || (*fd = descriptor(args[0])) < 0)
         return -1;
     Py_ssize_t family = number(args[1]);
     if (family < 0)
@@ -833,7 +835,8 @@ udp_arguments(const char *function, PyObject *const *args, Py_ssize_t nargs, int
         PyErr_SetString(PyExc_ValueError, "neither AF_INET nor AF_INET6");
         return -1;
     }
-    return (int)plain_address((int)family, args[2], name);
+    int given = (int)plain_address((int)family, args[2], name);
+    return given > 0 && PySys_Audit(event, "OO", args[3], args[2]) < 0 ? -1 : given;
 }
 
 static int
@@ -843,7 +846,7 @@ is_name_of(const union name *name, socklen_t size)
            (name->any.sa_family == AF_INET6 && size == sizeof name->v6);
 }
 
-PyDoc_STRVAR(connect_datagram_doc, "connect_datagram(fd, family, address) -> tuple[Address, Address] | None\n\n\
+PyDoc_STRVAR(connect_datagram_doc, "connect_datagram(fd, family, address, sock) -> tuple[Address, Address] | None\n\n\
 Connect a UDP socket to a plain address. Returns the addresses of the other end and of this one as the kernel has them;\n\
 None where any of this fails, or the address is not plain. See engine/kernel/caller_calls.py.");
 
@@ -852,7 +855,7 @@ connect_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     union name name, own;
     int fd;
-    int given = udp_arguments("connect_datagram", args, nargs, &fd, &name);
+    int given = udp_arguments("connect_datagram", "socket.connect", args, nargs, &fd, &name);
     if (given < 0)
         return NULL;
     socklen_t size = sizeof name, own_size = sizeof own;
@@ -863,7 +866,7 @@ connect_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return tuple_of(objects, 2);
 }
 
-PyDoc_STRVAR(bind_datagram_doc, "bind_datagram(fd, family, address) -> Address | None\n\n\
+PyDoc_STRVAR(bind_datagram_doc, "bind_datagram(fd, family, address, sock) -> Address | None\n\n\
 Bind a UDP socket to a plain address. Returns the address as the kernel has it; None where that fails, or the address is\n\
 not plain. See engine/kernel/caller_calls.py.");
 
@@ -872,7 +875,7 @@ bind_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     union name name;
     int fd;
-    int given = udp_arguments("bind_datagram", args, nargs, &fd, &name);
+    int given = udp_arguments("bind_datagram", "socket.bind", args, nargs, &fd, &name);
     if (given < 0)
         return NULL;
     socklen_t size = sizeof name;

@@ -58,7 +58,7 @@ def test_udp_sockets_are_bound_and_connected_as_by_the_socket_module(
 ) -> None:
     expected = as_the_socket_module(family, call, address)
     with socket.socket(family, socket.SOCK_DGRAM) as udp:
-        found = getattr(native, f"{call}_datagram")(udp.fileno(), family, address)
+        found = getattr(native, f"{call}_datagram")(udp.fileno(), family, address, udp)
         if found is None:
             is_left = isinstance(address, tuple) and (
                 address[0] in LEFT or any(address[2:]) or True in address[1:] or len(address) == 3
@@ -77,17 +77,16 @@ def test_udp_sockets_are_bound_and_connected_as_by_the_socket_module(
 @pytest.mark.parametrize("call", ["bind", "connect"])
 def test_udp_sockets_that_cannot_be_bound_or_connected_are_left(native: Any, call: str) -> None:
     function = getattr(native, f"{call}_datagram")
-    assert function(no_fd(), socket.AF_INET, ("127.0.0.1", 9)) is None
+    assert function(no_fd(), socket.AF_INET, ("127.0.0.1", 9), None) is None
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as on,
     ):
         on.bind(("127.0.0.1", 0))
-        assert (
-            function(udp.fileno(), socket.AF_INET, (on.getsockname() if call == "bind" else ("127.0.0.1", 0))) is None
-        )
+        taken = on.getsockname() if call == "bind" else ("127.0.0.1", 0)
+        assert function(udp.fileno(), socket.AF_INET, taken, udp) is None
         with pytest.raises(WRONG):
-            function(udp.fileno(), socket.AF_UNIX, on.getsockname())
+            function(udp.fileno(), socket.AF_UNIX, on.getsockname(), udp)
 
 
 @pytest.mark.parametrize("has_name", [True, False])

@@ -14,7 +14,6 @@ Any thread may call. Sources: bind(2), connect(2), accept(2), epoll_ctl(2); Doc/
 from __future__ import annotations
 
 import errno
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -45,18 +44,12 @@ def connect_datagram(udp: Socket, family: int, address: object) -> tuple[Address
 
     None where any of this fails, or the address is another one: then the socket module connects it, and has the errors.
     """
-    found = _native.connect_datagram(udp.fileno(), family, address)
-    if found is not None:
-        sys.audit("socket.connect", udp, address)
-    return found
+    return _native.connect_datagram(udp.fileno(), family, address, udp)
 
 
 def bind_datagram(udp: Socket, family: int, address: object) -> Address | None:
     """Bind a UDP socket to a plain address. Returns the address that it has then, or None as connect_datagram()."""
-    bound = _native.bind_datagram(udp.fileno(), family, address)
-    if bound is not None:
-        sys.audit("socket.bind", udp, address)
-    return bound
+    return _native.bind_datagram(udp.fileno(), family, address, udp)
 
 
 def accept_pair(listener: Socket, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int] | None:
