@@ -190,6 +190,9 @@ CHILD_SENDS = """
 import multiprocessing, sys
 import {module} as socket
 
+if sys.argv[2] == "used_at_import":  # by a forkserver's process before it knows that it has a parent
+    listener = socket.create_server(("127.0.0.1", 0))
+
 def send(address):
     sock = socket.create_connection(address)
     sock.sendall(b"m" * 300_000)
@@ -206,7 +209,11 @@ if __name__ == "__main__":
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("method", "how"), [("fork", "leave_open"), ("fork", "close"), ("spawn", "close"), ("forkserver", "close")]
+    ("method", "how"),
+    [
+        *[("fork", "leave_open"), ("fork", "used_at_import"), ("fork", "close")],
+        *[("spawn", "close"), ("spawn", "used_at_import"), ("forkserver", "close"), ("forkserver", "used_at_import")],
+    ],
 )
 def test_multiprocessing_child_ends_right_after_sending(net: Net, method: str, how: str, tmp_path: Path) -> None:
     """Such children leave through os._exit, after multiprocessing's own finalizers only."""

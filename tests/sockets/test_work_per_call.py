@@ -6,6 +6,7 @@ compiled code call is not seen here; tests/engine/test_work_per_batch.py counts 
 
 from __future__ import annotations
 
+import multiprocessing.util  # a program that has imported it pays no more  # noqa: F401
 import select
 import sys
 from collections import Counter

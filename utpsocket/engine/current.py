@@ -26,6 +26,7 @@ _loop: Loop | RemoteLoop | None = None
 # The first engine, under the key "", as Loop.successor has the one that follows.
 _first: dict[str, Loop | RemoteLoop] = {}
 _is_hooked = False
+_is_known_to_multiprocessing = False
 _is_over = ending.has_begun and not native.is_main_interpreter()
 # Engines whose fds the program closed: their objects must not close those numbers again.
 _lost_engines: list[Loop | RemoteLoop] = []
@@ -40,7 +41,7 @@ def engine() -> Loop | RemoteLoop:
         loop = _succeed(loop)
     if not loop.is_begun:
         _start(loop)
-    if "multiprocessing.util" in sys.modules:
+    if not _is_known_to_multiprocessing and "multiprocessing.util" in sys.modules:
         _register_with_multiprocessing()
     return loop
 
@@ -117,8 +118,9 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """Close the child's copies of the engine's fds: else there is no end of file and no hang-up. docs/sockets.md §4"""
-    global _loop, _first
+    global _loop, _first, _is_known_to_multiprocessing
     loop, _loop, _first = _loop, None, {}
+    _is_known_to_multiprocessing = False
     fault_reports.forget()
     native.forget_threads()
     high_fds.forget_in_child()
@@ -132,20 +134,27 @@ _finalizer_pid = 0
 
 def _register_with_multiprocessing() -> None:
     """Register flush() with multiprocessing in its children. These end by os._exit(), without atexit, but call the
-    finalizers that were registered in the child.
+    finalizers that were registered in the child. Once in each process.
     """
-    global _finalizer_pid
+    global _is_known_to_multiprocessing
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is None or process is None:
         return
+    _is_known_to_multiprocessing = True
+    if process.parent_process() is not None:
+        _register_finalizer()
+        return
+    # A forkserver's process has no parent_process() until its main module is imported, and calls this then.
+    util.register_after_fork(_register_finalizer, lambda register: register())
+
+
+def _register_finalizer() -> None:
+    global _finalizer_pid
     pid = os.getpid()
-    if _finalizer_pid == pid:
-        return
-    if process.parent_process() is None:
-        return
-    _finalizer_pid = pid
-    util.Finalize(None, flush, exitpriority=-1000)
+    if _finalizer_pid != pid:
+        _finalizer_pid = pid
+        sys.modules["multiprocessing.util"].Finalize(None, flush, exitpriority=-1000)
 
 
 def flush(seconds: float | None = None) -> int:
