@@ -384,7 +384,7 @@ def test_a_short_connection_costs_few_calls() -> None:
         tries = [calls_of(connect_and_echo) for _ in range(3)]
     assert min(each["python_calls"] for each in tries) / count <= 860
     assert min(each["c_calls"] for each in tries) / count <= 610
-    assert min(each["iterations"] for each in tries) / count <= 12
+    assert min(each["iterations"] for each in tries) / count <= 16  # 9 to 13.5, by the machine
 
 
 def test_a_run_costs_few_calls(pair: Pair) -> None:
