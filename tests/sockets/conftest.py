@@ -17,6 +17,7 @@ import pytest
 
 from utpsocket.engine import running_engine
 from utpsocket.engine.kernel import high_fds
+from utpsocket.engine.loop import Loop
 
 from .expectations import EXPECTED_OVER_UTP
 from .network import MODULES, Net
@@ -137,10 +138,18 @@ def _udp_ports() -> int:
     return sum(target[len("socket:[") : -1] in inodes for target in _targets())
 
 
+def _close_idle_sockets() -> None:
+    """Have the engine close, soon, the UDP sockets that it keeps for a second for those that may want them."""
+    loop = running_engine()
+    if isinstance(loop, Loop) and loop.is_alive:
+        loop.post(lambda loop: loop.idle_sockets.close_fds())
+
+
 def _resources() -> collections.Counter[str]:
     """How many fds of each kind there are, and which threads. Apart from UDP ports, and from fds kept in advance, of
     which there may be fewer at first.
     """
+    _close_idle_sockets()
     apart = _udp_inodes() | {str(high_fds._model_file[1])}
     found: collections.Counter[str] = collections.Counter()
     for target in _targets():
