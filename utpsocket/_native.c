@@ -9,8 +9,10 @@
        check_run                          check_run_in_python()               protocol/runs.py
        connect_pair                       _pair_at(), _fill_send_buffer()     sockets/fd_pair.py
        connect_datagram, bind_datagram    connect(), bind() and getsockname() of the socket module
-       accept_pair                        accept_pair()                       engine/kernel/caller_calls.py
+       accept_pair                        accept_pair_in_python()             engine/kernel/caller_calls.py
        listen_at                          bind() and listen() of the socket module
+       tagged                             tagged_in_python()                  engine/kernel/fd_name_key.py
+       netns_cookie                       cookie_in_python()                  engine/kernel/netns.py
        write                              posix.write()
        read_fields                        read_fields_in_python()             protocol/packet.py
        compose_lone                       compose_lone_in_python()            protocol/packet.py
@@ -57,6 +59,12 @@ enum {
     LISTEN_BACKLOG = 16,    /* sockets/fd_pair.py */
     FILLER_BYTES = 8192,    /* sockets/fd_pair.py */
     CONTROL_BYTES = 256,    /* of ancillary data, more than any port asks for (udp.ANCILLARY_BYTES); by feel */
+    NETNS_COOKIE = 71,      /* SO_NETNS_COOKIE: Linux 5.14, engine/kernel/netns.py */
+    NAME_BYTES = 108,       /* sun_path: unix(7) */
+    BLOCK_BYTES = 64,       /* of BLAKE2s: RFC 7693 section 2.1 */
+    MAX_KEY_BYTES = 32,     /* the same */
+    DIGEST_BYTES = 8,       /* engine/kernel/fd_name_key.py */
+    TAG_BYTES = 11,         /* the same */
 };
 
 /* What check_run() returns, as protocol/runs.py has it. */
@@ -706,7 +714,8 @@ PyDoc_STRVAR(accept_pair_doc, "accept_pair(fd, send_buffer_bytes, found: list) -
 Accept a connection of a listening AF_UNIX socket that does not block. Returns its fd, or -1 for a socket that may block,\n\
 of which nothing is accepted. Raises OSError.\n\n\
 send_buffer_bytes   SO_SNDBUF of the new socket\n\
-found               (abstract name of the other end, b\"\" for none; inode) is appended to it");
+found               (abstract name of the other end, b\"\" for none; inode; id of the process that has made the other\n\
+                    end, 0 where that is not known) is appended to it");
 
 static PyObject *
 accept_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -738,15 +747,168 @@ accept_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     if (getpeername(accepted, (struct sockaddr *)&name, &size) == 0 && name.sun_family == AF_UNIX &&
         size > offsetof(struct sockaddr_un, sun_path) && size <= sizeof name && name.sun_path[0] == '\0')
         path_bytes = size - offsetof(struct sockaddr_un, sun_path);
+    struct ucred maker;
+    socklen_t maker_size = sizeof maker;
+    if (getsockopt(accepted, SOL_SOCKET, SO_PEERCRED, &maker, &maker_size) < 0 || maker_size != sizeof maker)
+        maker.pid = 0;
     PyObject *objects[] = {
         PyBytes_FromStringAndSize(name.sun_path, (Py_ssize_t)path_bytes),
         PyLong_FromUnsignedLongLong(status.st_ino),
+        PyLong_FromLong(maker.pid),
     };
-    if (append(args[2], tuple_of(objects, 2)) < 0) {
+    if (append(args[2], tuple_of(objects, 3)) < 0) {
         close(accepted);
         return NULL;
     }
     return PyLong_FromLong(accepted);
+}
+
+PyDoc_STRVAR(netns_cookie_doc, "netns_cookie(fd) -> int\n\n\
+SO_NETNS_COOKIE of a socket; 0 where that fails. See engine/kernel/netns.py.");
+
+static PyObject *
+netns_cookie(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (wrong_count("netns_cookie", nargs, 1) < 0)
+        return NULL;
+    long fd = PyLong_AsLong(args[0]);
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    uint64_t cookie;
+    socklen_t size = sizeof cookie;
+    if (fd < 0 || fd > INT_MAX || getsockopt((int)fd, SOL_SOCKET, NETNS_COOKIE, &cookie, &size) < 0 ||
+        size != sizeof cookie)
+        cookie = 0;
+    return PyLong_FromUnsignedLongLong(cookie);
+}
+
+/* ── the tags in names ── */
+
+static inline uint32_t
+rotated(uint32_t word, int bits)
+{
+    return word >> bits | word << (32 - bits);
+}
+
+static inline void
+write_little_endian(unsigned char *at, uint32_t value)
+{
+    for (int i = 0; i < 4; i++)
+        at[i] = (unsigned char)(value >> 8 * i);
+}
+
+/* RFC 7693 section 3.1, "Mixing Function G" */
+static inline void
+blake2s_mix(uint32_t *v, int a, int b, int c, int d, uint32_t x, uint32_t y)
+{
+    v[a] += v[b] + x;
+    v[d] = rotated(v[d] ^ v[a], 16);
+    v[c] += v[d];
+    v[b] = rotated(v[b] ^ v[c], 12);
+    v[a] += v[b] + y;
+    v[d] = rotated(v[d] ^ v[a], 8);
+    v[c] += v[d];
+    v[b] = rotated(v[b] ^ v[c], 7);
+}
+
+/* RFC 7693 section 2.6, "Initialization Vector", and 2.7, "Message Schedule SIGMA" */
+static const uint32_t blake2s_iv[8] = {
+    0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19,
+};
+static const unsigned char blake2s_sigma[10][16] = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+    {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3},
+    {11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4},
+    {7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8},
+    {9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13},
+    {2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9},
+    {12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11},
+    {13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10},
+    {6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5},
+    {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0},
+};
+
+/* RFC 7693 section 3.2, "Compression Function F" */
+static void
+blake2s_compress(uint32_t *state, const unsigned char *block, uint32_t count, int is_last)
+{
+    uint32_t v[16], words[16];
+    for (int i = 0; i < 16; i++)
+        words[i] = block[4 * i] | (uint32_t)block[4 * i + 1] << 8 | (uint32_t)block[4 * i + 2] << 16 |
+                   (uint32_t)block[4 * i + 3] << 24;
+    memcpy(v, state, 8 * sizeof *v);
+    memcpy(v + 8, blake2s_iv, 8 * sizeof *v);
+    v[12] ^= count;
+    if (is_last)
+        v[14] = ~v[14];
+    for (int round = 0; round < 10; round++) {
+        const unsigned char *order = blake2s_sigma[round];
+        blake2s_mix(v, 0, 4, 8, 12, words[order[0]], words[order[1]]);
+        blake2s_mix(v, 1, 5, 9, 13, words[order[2]], words[order[3]]);
+        blake2s_mix(v, 2, 6, 10, 14, words[order[4]], words[order[5]]);
+        blake2s_mix(v, 3, 7, 11, 15, words[order[6]], words[order[7]]);
+        blake2s_mix(v, 0, 5, 10, 15, words[order[8]], words[order[9]]);
+        blake2s_mix(v, 1, 6, 11, 12, words[order[10]], words[order[11]]);
+        blake2s_mix(v, 2, 7, 8, 13, words[order[12]], words[order[13]]);
+        blake2s_mix(v, 3, 4, 9, 14, words[order[14]], words[order[15]]);
+    }
+    for (int i = 0; i < 8; i++)
+        state[i] ^= v[i] ^ v[i + 8];
+}
+
+PyDoc_STRVAR(tagged_doc, "tagged(key: bytes, name: bytes, uid) -> bytes\n\n\
+The name, \"#\" and its tag for this user id: keyed BLAKE2s. The key has 1 to 32 bytes, the name at most 108. See\n\
+engine/kernel/fd_name_key.py.");
+
+static PyObject *
+tagged(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    struct iovec key, name;
+    if (wrong_count("tagged", nargs, 3) < 0)
+        return NULL;
+    if (!PyBytes_Check(args[0]) || !PyBytes_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "bytes are needed");
+        return NULL;
+    }
+    Py_ssize_t uid = number(args[2]);
+    if (uid < 0 || bytes_or_none(args[0], &key) < 0 || bytes_or_none(args[1], &name) < 0)
+        return NULL;
+    if (!key.iov_len || key.iov_len > MAX_KEY_BYTES || name.iov_len > NAME_BYTES || uid > UINT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no such key, name, or user id");
+        return NULL;
+    }
+    /* The key is a block of its own; then come the user id, a colon and the name. */
+    unsigned char message[4 * BLOCK_BYTES] = {0};
+    memcpy(message, key.iov_base, key.iov_len);
+    size_t size = BLOCK_BYTES;
+    size += (size_t)sprintf((char *)message + size, "%lu:", (unsigned long)uid);
+    memcpy(message + size, name.iov_base, name.iov_len);
+    size += name.iov_len;
+    uint32_t state[8];
+    memcpy(state, blake2s_iv, sizeof state);
+    state[0] ^= 0x01010000 ^ (uint32_t)key.iov_len << 8 ^ DIGEST_BYTES;
+    for (size_t at = 0; at < size; at += BLOCK_BYTES) {
+        int is_last = size - at <= BLOCK_BYTES;
+        blake2s_compress(state, message + at, (uint32_t)(is_last ? size : at + BLOCK_BYTES), is_last);
+    }
+    unsigned char digest[DIGEST_BYTES + 1];
+    write_little_endian(digest, state[0]);
+    write_little_endian(digest + 4, state[1]);
+    digest[DIGEST_BYTES] = 0; /* for the last digit */
+    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)name.iov_len + 1 + TAG_BYTES);
+    if (result == NULL)
+        return NULL;
+    char *out = PyBytes_AS_STRING(result);
+    memcpy(out, name.iov_base, name.iov_len);
+    out += name.iov_len;
+    *out++ = '#';
+    for (int i = 0; i < TAG_BYTES; i++) {
+        /* The i-th six bits, the first first. */
+        int bit = 6 * i, two_bytes = digest[bit / 8] << 8 | digest[bit / 8 + 1];
+        out[i] = digits[two_bytes >> (10 - bit % 8) & 63];
+    }
+    return result;
 }
 
 /* ── UDP sockets of bind() and connect() ── */
@@ -846,9 +1008,10 @@ is_name_of(const union name *name, socklen_t size)
            (name->any.sa_family == AF_INET6 && size == sizeof name->v6);
 }
 
-PyDoc_STRVAR(connect_datagram_doc, "connect_datagram(fd, family, address, sock) -> tuple[Address, Address] | None\n\n\
+PyDoc_STRVAR(connect_datagram_doc, "connect_datagram(fd, family, address, sock) -> tuple[Address, Address] | int | None\n\n\
 Connect a UDP socket to a plain address. Returns the addresses of the other end and of this one as the kernel has them;\n\
-None where any of this fails, or the address is not plain. See engine/kernel/caller_calls.py.");
+the errno where it cannot be connected, 0 where it is and one of the two cannot be had; None where the address is not\n\
+plain. See engine/kernel/caller_calls.py.");
 
 static PyObject *
 connect_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -858,17 +1021,21 @@ connect_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     int given = udp_arguments("connect_datagram", "socket.connect", args, nargs, &fd, &name);
     if (given < 0)
         return NULL;
-    socklen_t size = sizeof name, own_size = sizeof own;
-    if (!given || connect(fd, &name.any, (socklen_t)given) < 0 || getpeername(fd, &name.any, &size) < 0 ||
-        getsockname(fd, &own.any, &own_size) < 0 || !is_name_of(&name, size) || !is_name_of(&own, own_size))
+    if (!given)
         Py_RETURN_NONE;
+    if (connect(fd, &name.any, (socklen_t)given) < 0)
+        return PyLong_FromLong(errno);
+    socklen_t size = sizeof name, own_size = sizeof own;
+    if (getpeername(fd, &name.any, &size) < 0 || getsockname(fd, &own.any, &own_size) < 0 || !is_name_of(&name, size) ||
+        !is_name_of(&own, own_size))
+        return PyLong_FromLong(0);
     PyObject *objects[] = {address_of(&name), address_of(&own)};
     return tuple_of(objects, 2);
 }
 
-PyDoc_STRVAR(bind_datagram_doc, "bind_datagram(fd, family, address, sock) -> Address | None\n\n\
-Bind a UDP socket to a plain address. Returns the address as the kernel has it; None where that fails, or the address is\n\
-not plain. See engine/kernel/caller_calls.py.");
+PyDoc_STRVAR(bind_datagram_doc, "bind_datagram(fd, family, address, sock) -> Address | int | None\n\n\
+Bind a UDP socket to a plain address. Returns the address as the kernel has it; the errno where it cannot be bound, 0\n\
+where it is and its address cannot be had; None where the address is not plain. See engine/kernel/caller_calls.py.");
 
 static PyObject *
 bind_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -878,10 +1045,13 @@ bind_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     int given = udp_arguments("bind_datagram", "socket.bind", args, nargs, &fd, &name);
     if (given < 0)
         return NULL;
-    socklen_t size = sizeof name;
-    if (!given || bind(fd, &name.any, (socklen_t)given) < 0 || getsockname(fd, &name.any, &size) < 0 ||
-        !is_name_of(&name, size))
+    if (!given)
         Py_RETURN_NONE;
+    if (bind(fd, &name.any, (socklen_t)given) < 0)
+        return PyLong_FromLong(errno);
+    socklen_t size = sizeof name;
+    if (getsockname(fd, &name.any, &size) < 0 || !is_name_of(&name, size))
+        return PyLong_FromLong(0);
     return address_of(&name);
 }
 
@@ -1032,6 +1202,8 @@ compose_lone(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 static PyMethodDef functions[] = {
     {"connect_pair", (PyCFunction)(void (*)(void))connect_pair, METH_FASTCALL, connect_pair_doc},
     {"listen_at", (PyCFunction)(void (*)(void))listen_at, METH_FASTCALL, listen_at_doc},
+    {"netns_cookie", (PyCFunction)(void (*)(void))netns_cookie, METH_FASTCALL, netns_cookie_doc},
+    {"tagged", (PyCFunction)(void (*)(void))tagged, METH_FASTCALL, tagged_doc},
     {"accept_pair", (PyCFunction)(void (*)(void))accept_pair, METH_FASTCALL, accept_pair_doc},
     {"connect_datagram", (PyCFunction)(void (*)(void))connect_datagram, METH_FASTCALL, connect_datagram_doc},
     {"bind_datagram", (PyCFunction)(void (*)(void))bind_datagram, METH_FASTCALL, bind_datagram_doc},

@@ -7,12 +7,15 @@ import errno
 import os
 import socket
 from typing import Any
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.properties import test_native
 from tests.properties.test_native import WRONG, no_fd
-from utpsocket.engine.kernel import caller_calls
+from utpsocket.engine.kernel import caller_calls, fd_name_key, netns
 
 pytestmark = test_native.pytestmark
 native = test_native.native
@@ -38,13 +41,20 @@ LEFT = ("", "localhost", "127.1", "fe80::1%lo", b"127.0.0.1")
 
 
 def as_the_socket_module(family: int, call: str, address: Any) -> Any:
-    """What it has done with the address: the names of both ends afterwards, or None."""
+    """What it has done with the address: the names of both ends afterwards, the errno, 0 where there is no such name,
+    or None for what is no address.
+    """
     with socket.socket(family, socket.SOCK_DGRAM) as udp:
         try:
             getattr(udp, call)(address)
-            return udp.getsockname() if call == "bind" else (udp.getpeername(), udp.getsockname())
-        except (OSError, TypeError, OverflowError, ValueError):
+        except OSError as error:
+            return None if isinstance(error, socket.gaierror) else error.errno
+        except (TypeError, OverflowError, ValueError):
             return None
+        try:
+            return udp.getsockname() if call == "bind" else (udp.getpeername(), udp.getsockname())
+        except OSError:
+            return 0
 
 
 def without_port(name: Any) -> Any:
@@ -65,6 +75,9 @@ def test_udp_sockets_are_bound_and_connected_as_by_the_socket_module(
             )
             assert expected is None or is_left
             return
+        if isinstance(found, int):
+            assert found == expected
+            return
         assert found == (udp.getsockname() if call == "bind" else (udp.getpeername(), udp.getsockname()))
         if call == "bind":
             assert without_port(found) == without_port(expected)
@@ -75,22 +88,26 @@ def test_udp_sockets_are_bound_and_connected_as_by_the_socket_module(
 
 
 @pytest.mark.parametrize("call", ["bind", "connect"])
-def test_udp_sockets_that_cannot_be_bound_or_connected_are_left(native: Any, call: str) -> None:
+def test_udp_sockets_that_cannot_be_bound_or_connected_have_the_kernels_errno(native: Any, call: str) -> None:
     function = getattr(native, f"{call}_datagram")
-    assert function(no_fd(), socket.AF_INET, ("127.0.0.1", 9), None) is None
+    assert function(no_fd(), socket.AF_INET, ("127.0.0.1", 9), None) == errno.EBADF
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as on,
     ):
         on.bind(("127.0.0.1", 0))
-        taken = on.getsockname() if call == "bind" else ("127.0.0.1", 0)
-        assert function(udp.fileno(), socket.AF_INET, taken, udp) is None
+        if call == "bind":
+            assert function(udp.fileno(), socket.AF_INET, on.getsockname(), udp) == errno.EADDRINUSE
+        else:
+            assert function(udp.fileno(), socket.AF_INET, ("127.0.0.1", 0), udp) == 0
+            assert udp.getsockname()[0] == "127.0.0.1"
+            assert function(udp.fileno(), socket.AF_INET, ("255.255.255.255", 9), udp) == errno.EACCES
         with pytest.raises(WRONG):
             function(udp.fileno(), socket.AF_UNIX, on.getsockname(), udp)
 
 
 @pytest.mark.parametrize("has_name", [True, False])
-def test_connections_are_accepted_alike(native: Any, has_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_accepted_alike(native: Any, has_name: bool) -> None:
     name, far_name = (b"\0utp-test:" + os.urandom(8) for _ in range(2))
     found: dict[bool, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -99,6 +116,9 @@ def test_connections_are_accepted_alike(native: Any, has_name: bool, monkeypatch
         assert listener.getsockname() == name
         assert native.accept_pair(listener.fileno(), 4_096, []) == -1  # it may block
         assert caller_calls.accept_pair(listener, socket.socket.__new__(socket.socket), 4_096) is None
+        assert (
+            caller_calls.accept_pair_in_python(listener.fileno(), socket.socket.__new__(socket.socket), 4_096) is None
+        )
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             native.accept_pair(listener.fileno(), 4_096, [])
@@ -110,17 +130,17 @@ def test_connections_are_accepted_alike(native: Any, has_name: bool, monkeypatch
             if is_native:
                 told: list[Any] = []
                 near = socket.socket(fileno=native.accept_pair(listener.fileno(), 4_096, told))
-                ((told_name, inode),) = told
+                ((told_name, inode, maker_pid),) = told
             else:
-                monkeypatch.setattr(caller_calls, "IS_COMPILED", False)
                 made = socket.socket.__new__(socket.socket)
-                accepted = caller_calls.accept_pair(listener, made, 4_096)
+                accepted = caller_calls.accept_pair_in_python(listener.fileno(), made, 4_096)
                 assert accepted is not None
-                told_name, inode = accepted
+                told_name, inode, maker_pid = accepted
                 near = socket.socket(fileno=made.detach())
             stack.enter_context(near)
             assert told_name == (far_name + bytes([is_native]) if has_name else b"")
             assert inode == os.fstat(near.fileno()).st_ino
+            assert maker_pid == os.getpid()
             assert os.get_blocking(near.fileno())
             assert not os.get_inheritable(near.fileno())
             found[is_native] = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), near.getsockname()
@@ -132,6 +152,40 @@ def test_connections_are_accepted_alike(native: Any, has_name: bool, monkeypatch
     assert native.listen_at(no_fd(), name, 4) == errno.EBADF
     with pytest.raises(OSError, match="Bad file descriptor"):
         native.accept_pair(no_fd(), 4_096, [])
+
+
+def test_the_network_namespace_is_found_alike(native: Any) -> None:
+    with socket.socket() as sock:
+        assert native.netns_cookie(sock.fileno()) == netns.cookie_in_python(sock)
+    for fd in (-1, no_fd(), 2**31):
+        assert native.netns_cookie(fd) == 0
+    assert netns.cookie_in_python(sock) == 0
+    with pytest.raises(TypeError):
+        native.netns_cookie("3")
+
+
+@given(name=st.binary(max_size=108), key=st.binary(min_size=1, max_size=32), uid=st.integers(0, 2**32 - 1))
+def test_names_are_tagged_alike(native: Any, name: bytes, key: bytes, uid: int) -> None:
+    with mock.patch.object(fd_name_key, "_secret", key):
+        assert native.tagged(key, name, uid) == fd_name_key.tagged_in_python(name, uid)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (b"", b"name", 0),
+        (bytes(33), b"name", 0),
+        (b"key", bytes(109), 0),
+        (b"key", b"name", -1),
+        (b"key", b"name", 2**32),
+        ("key", b"name", 0),
+        (b"key", "name", 0),
+        (b"key", b"name", None),
+    ],
+)
+def test_what_is_no_key_name_or_user_is_refused(native: Any, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(WRONG):
+        native.tagged(*arguments)
 
 
 def test_bytes_are_written(native: Any) -> None:

@@ -27,7 +27,7 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import netns
-from utpsocket.engine.kernel.high_fds import move_to_high_fd
+from utpsocket.engine.kernel.high_fds import UdpSocket, move_to_high_fd
 from utpsocket.engine.kernel.poller import EPOLLHUP
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
@@ -80,7 +80,8 @@ def adopt_port(
             reservation.close()
         raise
     try:
-        if is_shared(endpoint.port.sock):
+        sock = endpoint.port.sock
+        if not isinstance(sock, UdpSocket) and is_shared(sock):  # an UdpSocket has no options of the program's
             endpoint.reuseport_sockets = ReuseportSockets(endpoint, reservation)
         endpoint.holders[identity.inode] = identity
         endpoint.reuse_address, endpoint.shares_port = reuse_address, shares

@@ -41,8 +41,8 @@ def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes,
         if identity.is_full:
             _report_room(identity)
         # Of another process's socket it may be "" or b"", which has no cookie.
-        name, inode = found or (Socket.getpeername(made), 0)
-        cookie = _cookie_if_made_by_engine(made, name, identity)
+        name, inode, maker_pid = found or (Socket.getpeername(made), 0, fd_names.peer_credentials(made)[0])
+        cookie = _cookie_if_made_by_engine(name, maker_pid, identity)
         if cookie is not None:
             if shared_errnos.peek(identity.owner_pid, cookie):
                 fd_pair.show_reset(made, name)
@@ -55,11 +55,10 @@ def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes,
         Socket.close(made)
 
 
-def _cookie_if_made_by_engine(made: Socket, name: bytes, listener: Identity) -> int | None:
-    """The cookie of an accepted socket if its far end is the engine's. None if another process has connected to the
-    listening name.
+def _cookie_if_made_by_engine(name: bytes, maker_pid: int, listener: Identity) -> int | None:
+    """The cookie in the name of an accepted socket's far end, which the process `maker_pid` has made, if that is the
+    engine's. None if another process has connected to the listening name.
     """
-    maker_pid, _ = fd_names.peer_credentials(made)
     cookie = fd_names.cookie_of(name) if maker_pid == listener.owner_pid else None
     # A far end that this process has made, as the kernel says, is that of this process's engine.
     if (
@@ -79,7 +78,7 @@ def _report_room(identity: Identity) -> None:
         loop.post(commands.on_accept, identity.endpoint)
 
 
-def _accept_any(sock: StdlibSocket, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int] | None:
+def _accept_any(sock: StdlibSocket, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int, int] | None:
     """accept4(2) of a listening AF_UNIX socket. After shutdown() it gives EAGAIN for ever on a non-blocking one, while
     poll() reports it readable; this raises EINVAL as TCP does. Returns what caller_calls.accept_pair() does.
     """
@@ -136,7 +135,7 @@ def _reset_queue(sock: StdlibSocket, listener: Identity) -> None:
     while (waiting := accept_keeping_gil(sock.fileno())) is not None:
         try:
             name: bytes = Socket.getpeername(waiting)
-            cookie = _cookie_if_made_by_engine(waiting, name, listener)
+            cookie = _cookie_if_made_by_engine(name, fd_names.peer_credentials(waiting)[0], listener)
             identity = None if cookie is None else registry.identify_accepted(waiting, name, cookie, listener.owner_pid)
             # Before the engine sees the close, which without SO_LINGER would be an end of file.
             if identity is not None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 # For an address that a port which the engine is about to close still has; by feel.
 _BIND_TRIES: Final = 100
+_REUSEADDR: Final = (stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR)
 _REUSEPORT: Final = (stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT)
 
 
@@ -38,11 +39,11 @@ def take_port(sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address
     """Bind to the UDP port at this address, a new one or one that is shared. Returns the key of the engine's endpoint,
     and the address as the kernel gives it.
     """
-    named = _sharing(identity)
+    reuse_address, shares = _sharing(identity)
     is_last = False
     for _ in range(_BIND_TRIES):
         try:
-            return _adopt_port(sock, loop, identity, address, **named)
+            return _adopt_port(sock, loop, identity, address, reuse_address=reuse_address, shares=shares)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -50,22 +51,24 @@ def take_port(sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address
         if not isinstance(loop, Loop):
             try:
                 if sock.gettimeout() == 0:
-                    return _take_known_port(sock, loop, identity, local, **named), local
-                loop.check_bind(local, identity, **named)  # a refusal that is known here does not wait for the engine
+                    key = _take_known_port(sock, loop, identity, local, reuse_address=reuse_address, shares=shares)
+                    return key, local
+                # a refusal that is known here does not wait for the engine
+                loop.check_bind(local, identity, reuse_address=reuse_address, shares=shares)
             except OSError as error:
                 if is_last or error.errno != errno.EADDRINUSE:
                     raise
                 is_last = True
                 continue
         try:
-            key = loop.perform(commands.share_port, local, identity, **named, namespace=namespace)
+            key = loop.perform(
+                commands.share_port, local, identity, reuse_address=reuse_address, shares=shares, namespace=namespace
+            )
             if key:
                 if not isinstance(loop, Loop):
-                    loop.known_ports.add(key, local, identity, **named)
+                    loop.known_ports.add(key, local, identity, reuse_address=reuse_address, shares=shares)
                 return key, local
-            overlapped = (
-                loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse_address"] else []
-            )
+            overlapped = loop.perform(commands.allow_overlap, local, namespace=namespace) if reuse_address else []
             if overlapped:
                 return _bind_over(sock, loop, identity, address, overlapped)
         except BlockingIOError:  # it is free after the engine's next iteration
@@ -105,7 +108,8 @@ def keep_port(sock: Socket, loop: RemoteLoop, identity: Identity, inode: int) ->
             reservation = _reserve(sock, identity, identity.bound)
         except OSError as error:
             reraise_handler_error(error)  # the engine decides whether the socket is bound
-        loop.keep_port(udp, inode, identity, **_sharing(identity), reservation=reservation)
+        reuse_address, shares = _sharing(identity)
+        loop.keep_port(udp, inode, identity, reuse_address=reuse_address, shares=shares, reservation=reservation)
     finally:
         udp.close()
         if reservation is not None:
@@ -116,15 +120,16 @@ def _reserve(sock: Socket, identity: Identity, address: GivenAddress) -> Socket 
     """What keeps the address for a socket with SO_REUSEPORT until that listens or dials (reuseport.py). Raises OSError
     as bind().
     """
-    if not any(identity.options.get(_REUSEPORT, b"")):
+    options = identity.options
+    if not options or not any(options.get(_REUSEPORT, b"")):
         return None
     return reuseport.reserve(partial(new_udp_socket, sock, identity), address)
 
 
-def _sharing(identity: Identity) -> dict[str, bool]:
-    """The socket's options about sharing a port."""
-    reuse_address = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
-    return {"reuse_address": reuse_address, "shares": identity.settings.shares_port}
+def _sharing(identity: Identity) -> tuple[bool, bool]:
+    """The socket's options about sharing a port: SO_REUSEADDR, UTP_SHARE_PORT."""
+    options = identity.options
+    return bool(options) and any(options.get(_REUSEADDR, b"")), identity.settings.shares_port
 
 
 def _bind_over(
@@ -166,9 +171,13 @@ def _adopt_port(
         if is_over:
             overlapping_ports.bind_over(udp, address)
         elif reservation is None:
-            bound = bind_datagram(udp, identity.family, address) if IS_COMPILED else None
-            if bound is None:
+            found = bind_datagram(udp, identity.family, address) if IS_COMPILED else None
+            if found is None:
                 udp.bind(address)
+            elif isinstance(found, tuple):
+                bound = found
+            elif found:
+                raise _error(found)
         local: Address = bound or (reservation or udp).getsockname()
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
             raise _error(errno.EINVAL)  # TCP refuses a multicast address of IPv6, and not of IPv4
@@ -177,15 +186,16 @@ def _adopt_port(
                 udp, local, identity, reuse_address=reuse_address, shares=shares, reservation=reservation
             )
             return key, local
-        return loop.perform(
-            commands.adopt_port,
+        key = commands.adopt_port(
+            loop,
             udp,
             identity,
             reuse_address=reuse_address,
             shares=shares,
             bound=(local, identity.namespace),
             reservation=reservation,
-        ), local
+        )
+        return key, local
     except BaseException as error:
         if reservation is not None:
             reservation.close()

@@ -175,15 +175,18 @@ def _connect_udp(
     for which TCP's connect() fails at once.
     """
     found = connect_datagram(udp, identity.family, address) if IS_COMPILED else None
-    if found is not None:
+    if isinstance(found, tuple):
         peer, local = found
         return errno.ENETUNREACH if _is_multicast_name(identity.family, peer[0]) else 0, peer, local
-    try:
-        code = int((udp.connect_ex if quietly else udp.connect)(address) or 0)
-    except OSError as error:
-        if isinstance(error, stdlib.gaierror) or error.errno is None:
-            raise
-        code = error.errno
+    if found is not None:
+        code = found
+    else:
+        try:
+            code = int((udp.connect_ex if quietly else udp.connect)(address) or 0)
+        except OSError as error:
+            if isinstance(error, stdlib.gaierror) or error.errno is None:
+                raise
+            code = error.errno
     if code == errno.EACCES:
         # A broadcast address, for which UDP needs SO_BROADCAST and TCP gives ENETUNREACH; or the system forbids it.
         udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
@@ -362,7 +365,11 @@ def listen(sock: StdlibSocket, identity: Identity, backlog: int) -> None:
                 identity.role = _UNCONNECTED
                 raise
         else:
-            loop.perform(commands.listen, identity.endpoint, identity, name, max(1, backlog), identity.bound_tcp)
+            tcp_sock = identity.bound_tcp
+            if isinstance(loop, Loop):
+                commands.listen(loop, identity.endpoint, identity, name, max(1, backlog), tcp_sock)
+            else:
+                loop.perform(commands.listen, identity.endpoint, identity, name, max(1, backlog), tcp_sock)
             identity.role = Role.LISTENING
         identity.on_used()
         identity.bound_tcp = None

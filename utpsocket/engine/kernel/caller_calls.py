@@ -21,6 +21,7 @@ from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import SOCK_CLOEXEC, Socket
 from utpsocket.engine.interpreter.originals import ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.fd_names import peer_credentials
 from utpsocket.engine.kernel.syscalls import keeps_gil
 from utpsocket.protocol.build import IS_COMPILED
 
@@ -38,24 +39,24 @@ _AF_UNIX, _SOCK_STREAM = int(stdlib.AF_UNIX), int(stdlib.SOCK_STREAM)
 _SOL_SOCKET, _SO_SNDBUF = int(stdlib.SOL_SOCKET), int(stdlib.SO_SNDBUF)
 
 
-def connect_datagram(udp: Socket, family: int, address: object) -> tuple[Address, Address] | None:
+def connect_datagram(udp: Socket, family: int, address: object) -> tuple[Address, Address] | int | None:
     """Connect a UDP socket to a plain address: a numeric host and a port, for IPv6 perhaps two zeros. Returns the
-    addresses of the other end and of this one.
-
-    None where any of this fails, or the address is another one: then the socket module connects it, and has the errors.
+    addresses of the other end and of this one; the errno where that fails; 0 where the socket is connected and has no
+    such address, as one that is connected to port 0; None where the address is another one, which the socket module
+    understands. The audit event has been raised unless it is None.
     """
     return _native.connect_datagram(udp.fileno(), family, address, udp)
 
 
-def bind_datagram(udp: Socket, family: int, address: object) -> Address | None:
-    """Bind a UDP socket to a plain address. Returns the address that it has then, or None as connect_datagram()."""
+def bind_datagram(udp: Socket, family: int, address: object) -> Address | int | None:
+    """Bind a UDP socket to a plain address. Returns the address that it has then, or what connect_datagram() does."""
     return _native.bind_datagram(udp.fileno(), family, address, udp)
 
 
-def accept_pair(listener: Socket, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int] | None:
-    """Accept a connection of a listening AF_UNIX socket. Returns the abstract name of its other end, b"" for none, and
-    its inode; None where the listener's fd may block, or there is no ctypes for it: then nothing is accepted. Raises
-    OSError.
+def accept_pair(listener: Socket, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int, int] | None:
+    """Accept a connection of a listening AF_UNIX socket. Returns the abstract name of its other end, b"" for none; its
+    inode; the id of the process that has made the other end. None where the listener's fd may block, or there is no
+    ctypes for it: then nothing is accepted. Raises OSError.
 
     made                a socket object without an fd, which owns the new one from its first moment
     send_buffer_bytes   SO_SNDBUF of the new socket
@@ -63,20 +64,28 @@ def accept_pair(listener: Socket, made: Socket, send_buffer_bytes: int) -> tuple
     fd = listener.fileno()
     if fd < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # closed by another thread
-    own: partial[None] = partial(_own, made, _AF_UNIX, _SOCK_STREAM, 0)
-    if IS_COMPILED:
-        found: list[tuple[bytes, int]] = []
-        fds = iter(partial(_native.accept_pair, fd, send_buffer_bytes, found), -1)
-        return None if next(map(own, fds), False) is not None else found[0]
+    if not IS_COMPILED:
+        return accept_pair_in_python(fd, made, send_buffer_bytes)
+    found: list[tuple[bytes, int, int]] = []
+    fds = iter(partial(_native.accept_pair, fd, send_buffer_bytes, found), -1)
+    return None if next(map(partial(_own, made, _AF_UNIX, _SOCK_STREAM, 0), fds), False) is not None else found[0]
+
+
+def accept_pair_in_python(fd: int, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int, int] | None:
+    """The same in the pure build.
+
+    fd   the listener's
+    """
     if not _KEEPS_GIL or os.get_blocking(fd):
         return None
     fds = iter(partial(libc.accept4, fd, None, None, SOCK_CLOEXEC), -1)
-    if next(map(own, fds), False) is not None:
+    if next(map(partial(_own, made, _AF_UNIX, _SOCK_STREAM, 0), fds), False) is not None:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     Socket.setsockopt(made, _SOL_SOCKET, _SO_SNDBUF, send_buffer_bytes)
     name = Socket.getpeername(made)
-    return name if type(name) is bytes else b"", os.fstat(made.fileno()).st_ino
+    maker_pid, _ = peer_credentials(made)
+    return name if type(name) is bytes else b"", os.fstat(made.fileno()).st_ino, maker_pid
 
 
 def listen_at(sock: Socket, name: bytes, backlog: int) -> None:

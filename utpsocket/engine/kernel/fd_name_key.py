@@ -68,6 +68,11 @@ def tag(name: bytes, uid: int) -> bytes:
     return b2a_base64(digest, newline=False).translate(_URL_SAFE)[:TAG_BYTES]
 
 
+def tagged_in_python(name: bytes, uid: int) -> bytes:
+    """The name with its tag. Where it is compiled fd_names.py has that from _native.c."""
+    return b"%b#%b" % (name, tag(name, uid))
+
+
 def is_valid_tag(given_tag: bytes, name: bytes, uid: int) -> bool:
     """Whether this is the tag of that name made by that user, and the user id is not refused."""
     return uid in (0, os.geteuid(), os.getuid(), _first_uid) and compare_digest(given_tag, tag(name, uid))

@@ -17,10 +17,14 @@ from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, socket, struct
 from utpsocket.engine.kernel import fd_name_key
 from utpsocket.protocol import Address
+from utpsocket.protocol.build import IS_COMPILED
 
+if TYPE_CHECKING or IS_COMPILED:
+    from utpsocket import _native
 if TYPE_CHECKING:
     from utpsocket.protocol.layout import Layout
 
+_key: Final = bytes.fromhex(fd_name_key.text())
 _HEAD: Final = fd_name_key.NAME_HEAD
 _PREFIX: Final = _HEAD + b":"
 _MAX_BYTES: Final = 108 - 1 - fd_name_key.TAG_BYTES  # of sun_path, without "#" and the tag
@@ -68,7 +72,8 @@ def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
 
 
 def _tagged(name: bytes) -> bytes:
-    return b"%b#%b" % (name, fd_name_key.tag(name, os.geteuid()))
+    uid = os.geteuid()
+    return _native.tagged(_key, name, uid) if IS_COMPILED else fd_name_key.tagged_in_python(name, uid)
 
 
 def peer_credentials(sock: Socket) -> tuple[int, int]:
