@@ -101,7 +101,7 @@ def test_a_handlers_timeout_is_not_taken_for_an_old_kernel(monkeypatch: pytest.M
 
     monkeypatch.setattr(netns, "Socket", SimpleNamespace(getsockopt=interrupted))
     with socket.socket() as sock, pytest.raises(TimeoutError, match="handler"):
-        netns.cookie(sock)
+        netns.cookie_in_python(sock)
 
 
 class SlowEpoll:
