@@ -11,7 +11,7 @@
        connect_datagram, bind_datagram    connect(), bind() and getsockname() of the socket module
        accept_pair                        accept_pair_in_python()             engine/kernel/caller_calls.py
        listen_at                          bind() and listen() of the socket module
-       tagged                             tagged_in_python()                  engine/kernel/fd_name_key.py
+       tagged                             tagged_in_python()                  engine/kernel/fd_names.py
        netns_cookie                       cookie_in_python()                  engine/kernel/netns.py
        write                              posix.write()
        read_fields                        read_fields_in_python()             protocol/packet.py
@@ -101,6 +101,13 @@ descriptor(PyObject *object)
         return -1;
     }
     return (int)value;
+}
+
+/* The fd of a socket object, or an fd; -1 with an exception, a ValueError for a closed socket. */
+static int
+descriptor_of(PyObject *object)
+{
+    return PyLong_Check(object) ? descriptor(object) : PyObject_AsFileDescriptor(object);
 }
 
 /* The memory of a bytes-like object, which the caller's reference keeps and nothing resizes while the GIL is held. */
@@ -763,7 +770,7 @@ accept_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return PyLong_FromLong(accepted);
 }
 
-PyDoc_STRVAR(netns_cookie_doc, "netns_cookie(fd) -> int\n\n\
+PyDoc_STRVAR(netns_cookie_doc, "netns_cookie(sock) -> int\n\n\
 SO_NETNS_COOKIE of a socket; 0 where that fails. See engine/kernel/netns.py.");
 
 static PyObject *
@@ -771,13 +778,16 @@ netns_cookie(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     if (wrong_count("netns_cookie", nargs, 1) < 0)
         return NULL;
-    long fd = PyLong_AsLong(args[0]);
-    if (fd == -1 && PyErr_Occurred())
-        return NULL;
+    int fd = descriptor_of(args[0]);
+    if (fd < 0) {
+        if (!PyErr_ExceptionMatches(PyExc_ValueError)) /* closed */
+            return NULL;
+        PyErr_Clear();
+        return PyLong_FromLong(0);
+    }
     uint64_t cookie;
     socklen_t size = sizeof cookie;
-    if (fd < 0 || fd > INT_MAX || getsockopt((int)fd, SOL_SOCKET, NETNS_COOKIE, &cookie, &size) < 0 ||
-        size != sizeof cookie)
+    if (getsockopt(fd, SOL_SOCKET, NETNS_COOKIE, &cookie, &size) < 0 || size != sizeof cookie)
         cookie = 0;
     return PyLong_FromUnsignedLongLong(cookie);
 }
@@ -858,7 +868,7 @@ blake2s_compress(uint32_t *state, const unsigned char *block, uint32_t count, in
 
 PyDoc_STRVAR(tagged_doc, "tagged(key: bytes, name: bytes, uid) -> bytes\n\n\
 The name, \"#\" and its tag for this user id: keyed BLAKE2s. The key has 1 to 32 bytes, the name at most 108. See\n\
-engine/kernel/fd_name_key.py.");
+engine/kernel/fd_names.py.");
 
 static PyObject *
 tagged(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -982,13 +992,13 @@ address_of(const union name *name)
     return tuple_of(objects, 4);
 }
 
-/* The arguments of the next two: an fd, AF_INET or AF_INET6, an address, the socket object. The audit event is raised
-   here, before the call, as by the socket module. -1 with an exception; 0 for no plain address. */
+/* The arguments of the next two: a socket object, AF_INET or AF_INET6, an address. The audit event is raised here, before
+   the call, as by the socket module. -1 with an exception; 0 for no plain address. */
 static int
 udp_arguments(const char *function, const char *event, PyObject *const *args, Py_ssize_t nargs, int *fd,
               union name *name)
 {
-    if (wrong_count(function, nargs, 4) < 0 || (*fd = descriptor(args[0])) < 0)
+    if (wrong_count(function, nargs, 3) < 0 || (*fd = descriptor_of(args[0])) < 0)
         return -1;
     Py_ssize_t family = number(args[1]);
     if (family < 0)
@@ -998,7 +1008,7 @@ udp_arguments(const char *function, const char *event, PyObject *const *args, Py
         return -1;
     }
     int given = (int)plain_address((int)family, args[2], name);
-    return given > 0 && PySys_Audit(event, "OO", args[3], args[2]) < 0 ? -1 : given;
+    return given > 0 && PySys_Audit(event, "OO", args[0], args[2]) < 0 ? -1 : given;
 }
 
 static int
@@ -1008,10 +1018,11 @@ is_name_of(const union name *name, socklen_t size)
            (name->any.sa_family == AF_INET6 && size == sizeof name->v6);
 }
 
-PyDoc_STRVAR(connect_datagram_doc, "connect_datagram(fd, family, address, sock) -> tuple[Address, Address] | int | None\n\n\
-Connect a UDP socket to a plain address. Returns the addresses of the other end and of this one as the kernel has them;\n\
-the errno where it cannot be connected, 0 where it is and one of the two cannot be had; None where the address is not\n\
-plain. See engine/kernel/caller_calls.py.");
+PyDoc_STRVAR(connect_datagram_doc, "connect_datagram(sock, family, address) -> tuple[Address, Address] | int | None\n\n\
+Connect a UDP socket to a plain address: a numeric host and a port, for IPv6 perhaps two zeros. Returns the addresses of\n\
+the other end and of this one as the kernel has them; the errno where that fails; 0 where it is connected and there is no\n\
+such address, as with port 0; None where the address is another one, which the socket module understands. The audit event\n\
+has been raised unless it is None.");
 
 static PyObject *
 connect_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -1033,9 +1044,8 @@ connect_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return tuple_of(objects, 2);
 }
 
-PyDoc_STRVAR(bind_datagram_doc, "bind_datagram(fd, family, address, sock) -> Address | int | None\n\n\
-Bind a UDP socket to a plain address. Returns the address as the kernel has it; the errno where it cannot be bound, 0\n\
-where it is and its address cannot be had; None where the address is not plain. See engine/kernel/caller_calls.py.");
+PyDoc_STRVAR(bind_datagram_doc, "bind_datagram(sock, family, address) -> Address | int | None\n\n\
+Bind a UDP socket to a plain address. Returns the address as the kernel has it, or what connect_datagram() does.");
 
 static PyObject *
 bind_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)

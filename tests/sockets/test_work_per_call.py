@@ -36,8 +36,8 @@ RELEASING = {
 KEEPING = {"getegid", "geteuid", "getpid", "getsockopt", "setsockopt"}
 # By call: functions in Python, system calls of RELEASING and of KEEPING; a little above what there are.
 LIMITS = {
-    True: {"bind": (26, 0, 0), "listen": (17, 0, 1), "connect": (22, 0, 3), "accept": (19, 0, 2)},
-    False: {"bind": (36, 6, 3), "listen": (23, 3, 1), "connect": (35, 10, 8), "accept": (21, 2, 4)},
+    True: {"bind": (19, 0, 0), "listen": (12, 0, 1), "connect": (16, 0, 3), "accept": (17, 0, 2)},
+    False: {"bind": (30, 6, 3), "listen": (19, 3, 1), "connect": (35, 10, 8), "accept": (20, 2, 4)},
 }[IS_COMPILED]
 
 

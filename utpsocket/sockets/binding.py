@@ -15,7 +15,6 @@ from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.caller_calls import bind_datagram
 from utpsocket.engine.kernel.high_fds import HighSocket, UdpSocket, move_to_high_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports, reuseport
@@ -24,6 +23,8 @@ from utpsocket.protocol import Address
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets import option_calls
 
+if TYPE_CHECKING or IS_COMPILED:
+    from utpsocket import _native
 if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
     from utpsocket.engine.interpreter.arguments import GivenAddress
@@ -39,7 +40,7 @@ def take_port(sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address
     """Bind to the UDP port at this address, a new one or one that is shared. Returns the key of the engine's endpoint,
     and the address as the kernel gives it.
     """
-    reuse_address, shares = _sharing(identity)
+    reuse_address, shares = _sharing(identity) if identity.options else (False, identity.settings.shares_port)
     is_last = False
     for _ in range(_BIND_TRIES):
         try:
@@ -120,16 +121,14 @@ def _reserve(sock: Socket, identity: Identity, address: GivenAddress) -> Socket 
     """What keeps the address for a socket with SO_REUSEPORT until that listens or dials (reuseport.py). Raises OSError
     as bind().
     """
-    options = identity.options
-    if not options or not any(options.get(_REUSEPORT, b"")):
+    if not any(identity.options.get(_REUSEPORT, b"")):
         return None
     return reuseport.reserve(partial(new_udp_socket, sock, identity), address)
 
 
 def _sharing(identity: Identity) -> tuple[bool, bool]:
     """The socket's options about sharing a port: SO_REUSEADDR, UTP_SHARE_PORT."""
-    options = identity.options
-    return bool(options) and any(options.get(_REUSEADDR, b"")), identity.settings.shares_port
+    return any(identity.options.get(_REUSEADDR, b"")), identity.settings.shares_port
 
 
 def _bind_over(
@@ -156,7 +155,7 @@ def _adopt_port(
     is_over: bool = False,
 ) -> tuple[int, Address]:
     """Bind a UDP socket to the address and give it to the engine."""
-    reservation = None if is_over else _reserve(sock, identity, address)
+    reservation = None if is_over or not identity.options else _reserve(sock, identity, address)
     try:
         if IS_COMPILED and isinstance(loop, Loop) and not is_over and reservation is None:
             udp = udp_socket_to_bind(sock, identity, loop)
@@ -171,7 +170,7 @@ def _adopt_port(
         if is_over:
             overlapping_ports.bind_over(udp, address)
         elif reservation is None:
-            found = bind_datagram(udp, identity.family, address) if IS_COMPILED else None
+            found = _native.bind_datagram(udp, identity.family, address) if IS_COMPILED else None
             if found is None:
                 udp.bind(address)
             elif isinstance(found, tuple):

@@ -19,7 +19,7 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error, suppress_errnos
 from utpsocket.engine.kernel import fd_names
-from utpsocket.engine.kernel.caller_calls import connect_datagram, listen_at
+from utpsocket.engine.kernel.caller_calls import listen_at
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.connect_gate import may_be_reset
@@ -29,6 +29,8 @@ from utpsocket.protocol import Address
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets import binding, fd_pair, fd_swap, option_calls, registry
 
+if TYPE_CHECKING or IS_COMPILED:
+    from utpsocket import _native
 if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
     from utpsocket.engine.interpreter.arguments import GivenAddress
@@ -174,10 +176,12 @@ def _connect_udp(
     """Connect the UDP socket to the peer: 0, the peer's address and the socket's own, if that is known; or the errno
     for which TCP's connect() fails at once.
     """
-    found = connect_datagram(udp, identity.family, address) if IS_COMPILED else None
+    found = _native.connect_datagram(udp, identity.family, address) if IS_COMPILED else None
     if isinstance(found, tuple):
         peer, local = found
-        return errno.ENETUNREACH if _is_multicast_name(identity.family, peer[0]) else 0, peer, local
+        if peer[0].startswith(_STARTS_OF_MULTICAST) and _is_multicast(identity.family, peer[0]):
+            return errno.ENETUNREACH, peer, local
+        return 0, peer, local
     if found is not None:
         code = found
     else:
@@ -202,12 +206,7 @@ def _connect_udp(
     except OSError as error:  # port 0, to which a UDP socket can be connected
         reraise_handler_error(error)
         return errno.ECONNREFUSED, None, None
-    return errno.ENETUNREACH if _is_multicast_name(identity.family, peer[0]) else 0, peer, None
-
-
-def _is_multicast_name(family: int, host: str) -> bool:
-    """_is_multicast() of a host as getpeername() gives it."""
-    return host.startswith(_STARTS_OF_MULTICAST) and _is_multicast(family, host)
+    return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer, None
 
 
 def _bind_source(udp: Socket, bound: Address) -> None:
@@ -285,7 +284,8 @@ def _dial(
         if identity.routes is not None and identity.routes.fallback:
             fallback_us = int(identity.routes.fallback_seconds * 1_000_000)
         identity.role = _CONNECTING
-        identity.on_used()
+        if identity.replaced is not None:
+            identity.on_used()
         if not is_apart:
             udp.close()
             loop.post(commands.dial_from, identity.endpoint, peer, identity, engine_sock, fallback_us, claim)
@@ -312,7 +312,8 @@ def _dial_port_0(sock: StdlibSocket, identity: Identity, loop: Loop | RemoteLoop
         identity.local, identity.peer, identity.owner_pid = local, UNBOUND[identity.family], loop.pid
         engine_sock = fd_pair.pair(sock, identity)
         identity.role = Role.CONNECTING
-        identity.on_used()
+        if identity.replaced is not None:
+            identity.on_used()
         reset.close_engine_sock(engine_sock, identity, errno.ECONNREFUSED)
         identity.claim = None
     except BaseException:
@@ -371,7 +372,8 @@ def listen(sock: StdlibSocket, identity: Identity, backlog: int) -> None:
             else:
                 loop.perform(commands.listen, identity.endpoint, identity, name, max(1, backlog), tcp_sock)
             identity.role = Role.LISTENING
-        identity.on_used()
+        if identity.replaced is not None:
+            identity.on_used()
         identity.bound_tcp = None
         identity.claim = None
         if not isinstance(loop, Loop):

@@ -68,7 +68,8 @@ def identify_accepted(sock: Socket, name: bytes, cookie: int, pid: int, inode: i
         assert found is not None
         identity = _identity(*found)
     register(sock, identity, inode)
-    unpin(identity)
+    if _pinned:
+        unpin(identity)
     return identity
 
 

@@ -307,7 +307,7 @@ class socket(StdlibSocket):
                 if identity.is_bound:
                     raise lifecycle.os_error(errno.EADDRINUSE)  # the port is that of another process's engine
                 socket.bind(self, identity.bound or ("", 0))
-            if to_tcp.listens_over_tcp(self, identity):
+            if identity.bound_tcp is not None and to_tcp.listens_over_tcp(self, identity):
                 Socket.listen(self, backlog)
                 return
             lifecycle.listen(self, identity, int(backlog))

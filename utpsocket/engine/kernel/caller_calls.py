@@ -27,7 +27,6 @@ from utpsocket.protocol.build import IS_COMPILED
 
 if TYPE_CHECKING:
     from utpsocket.engine.interpreter.originals import select
-    from utpsocket.protocol import Address
 
 if TYPE_CHECKING or IS_COMPILED:
     from utpsocket import _native
@@ -37,20 +36,6 @@ _EPOLL_CTL_ADD: Final = 1
 _own: Final = Socket.__init__
 _AF_UNIX, _SOCK_STREAM = int(stdlib.AF_UNIX), int(stdlib.SOCK_STREAM)
 _SOL_SOCKET, _SO_SNDBUF = int(stdlib.SOL_SOCKET), int(stdlib.SO_SNDBUF)
-
-
-def connect_datagram(udp: Socket, family: int, address: object) -> tuple[Address, Address] | int | None:
-    """Connect a UDP socket to a plain address: a numeric host and a port, for IPv6 perhaps two zeros. Returns the
-    addresses of the other end and of this one; the errno where that fails; 0 where the socket is connected and has no
-    such address, as one that is connected to port 0; None where the address is another one, which the socket module
-    understands. The audit event has been raised unless it is None.
-    """
-    return _native.connect_datagram(udp.fileno(), family, address, udp)
-
-
-def bind_datagram(udp: Socket, family: int, address: object) -> Address | int | None:
-    """Bind a UDP socket to a plain address. Returns the address that it has then, or what connect_datagram() does."""
-    return _native.bind_datagram(udp.fileno(), family, address, udp)
 
 
 def accept_pair(listener: Socket, made: Socket, send_buffer_bytes: int) -> tuple[bytes, int, int] | None:

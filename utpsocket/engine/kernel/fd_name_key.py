@@ -62,15 +62,10 @@ def text() -> str:
     return _secret.hex()
 
 
-def tag(name: bytes, uid: int) -> bytes:
+def tag(name: bytes, uid: int, key: bytes = _secret) -> bytes:
     """The tag of a name made by a process with that effective user id: TAG_BYTES of ASCII."""
-    digest = blake2s(b"%d:%s" % (uid, name), key=_secret, digest_size=_DIGEST_BYTES).digest()
+    digest = blake2s(b"%d:%s" % (uid, name), key=key, digest_size=_DIGEST_BYTES).digest()
     return b2a_base64(digest, newline=False).translate(_URL_SAFE)[:TAG_BYTES]
-
-
-def tagged_in_python(name: bytes, uid: int) -> bytes:
-    """The name with its tag. Where it is compiled fd_names.py has that from _native.c."""
-    return b"%b#%b" % (name, tag(name, uid))
 
 
 def is_valid_tag(given_tag: bytes, name: bytes, uid: int) -> bool:

@@ -17,10 +17,8 @@ from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, socket, struct
 from utpsocket.engine.kernel import fd_name_key
 from utpsocket.protocol import Address
-from utpsocket.protocol.build import IS_COMPILED
+from utpsocket.protocol.native import native_or
 
-if TYPE_CHECKING or IS_COMPILED:
-    from utpsocket import _native
 if TYPE_CHECKING:
     from utpsocket.protocol.layout import Layout
 
@@ -53,27 +51,32 @@ def forget_cookies() -> None:
     _cookies.clear()
 
 
+def tagged_in_python(key: bytes, name: bytes, uid: int) -> bytes:
+    """The name with its tag."""
+    return b"%b#%b" % (name, fd_name_key.tag(name, uid, key))
+
+
+_tagged: Final = native_or(tagged_in_python, "tagged")
+
+
 def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
     """The name of a pair's engine end; `pid`: of the engine's process."""
+    uid = os.geteuid()
     if len(local) == len(peer) == 2:  # as to_text() has them
-        return _tagged(f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|{peer[0]}:{peer[1]}".encode())
+        return _tagged(_key, f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|{peer[0]}:{peer[1]}".encode(), uid)
     prefix = f"{cookie:x}:{pid}:"
     name = _PREFIX + f"{prefix}{to_text(local)}|{to_text(peer)}".encode()
     if len(name) > _MAX_BYTES:
         name = _PREFIX + f"{prefix}{_short(local)}|{_short(peer)}".encode()
-    return _tagged(name)
+    return _tagged(_key, name, uid)
 
 
 def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
     """The name of a user's listening socket; `pid`: of the engine's process."""
-    if not local[2:]:  # as to_text() has it
-        return _tagged(f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|*".encode())
-    return _tagged(_PREFIX + f"{cookie:x}:{pid}:{to_text(local)}|*".encode())
-
-
-def _tagged(name: bytes) -> bytes:
     uid = os.geteuid()
-    return _native.tagged(_key, name, uid) if IS_COMPILED else fd_name_key.tagged_in_python(name, uid)
+    if not local[2:]:  # as to_text() has it
+        return _tagged(_key, f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|*".encode(), uid)
+    return _tagged(_key, _PREFIX + f"{cookie:x}:{pid}:{to_text(local)}|*".encode(), uid)
 
 
 def peer_credentials(sock: Socket) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import errno
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Socket
@@ -23,10 +23,7 @@ from utpsocket.engine.interpreter.originals import ctypes, fcntl, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
-from utpsocket.protocol.build import IS_COMPILED
-
-if TYPE_CHECKING or IS_COMPILED:
-    from utpsocket import _native
+from utpsocket.protocol.native import native_or
 
 _S = TypeVar("_S", bound=Socket)
 _SO_NETNS_COOKIE: Final = 71  # Linux 5.14
@@ -36,19 +33,18 @@ _CLONE_NEWNET: Final = 0x4000_0000
 _probe: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
 
 
-def cookie(sock: Socket) -> int:
-    """The cookie of the socket's network namespace; 0 where the kernel has none, or the socket is closed."""
-    return _native.netns_cookie(sock.fileno()) if IS_COMPILED else cookie_in_python(sock)
-
-
 def cookie_in_python(sock: Socket) -> int:
-    """The same in the pure build."""
+    """The cookie of the socket's network namespace; 0 where the kernel has none, or the socket is closed."""
     try:
         value = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
     except OSError as error:
         reraise_handler_error(error)
         return 0
     return int.from_bytes(value, sys.byteorder)
+
+
+cookie: Final[Callable[[Socket], int]] = native_or(cookie_in_python, "netns_cookie")
+"""The same; in the compiled build by C."""
 
 
 def cookie_here() -> int:

@@ -241,25 +241,25 @@ class KeepingEpoll:
     §9).
     """
 
-    __slots__ = ("_number", "close")
+    __slots__ = ("close", "fileno")
 
     def __init__(self, epoll: Epoll) -> None:
-        self._number = epoll.fileno  # raises ValueError once it is closed
+        self.fileno = epoll.fileno  # raises ValueError once it is closed
         self.close = epoll.close
 
     def register(self, fd: int, events: int) -> None:
         """As epoll.register()."""
-        if code := _epoll_ctl(self._number(), _EPOLL_CTL_ADD, fd, events):
+        if code := _epoll_ctl(self.fileno(), _EPOLL_CTL_ADD, fd, events):
             raise OSError(code, os.strerror(code))
 
     def modify(self, fd: int, events: int) -> None:
         """As epoll.modify()."""
-        if code := _epoll_ctl(self._number(), _EPOLL_CTL_MOD, fd, events):
+        if code := _epoll_ctl(self.fileno(), _EPOLL_CTL_MOD, fd, events):
             raise OSError(code, os.strerror(code))
 
     def unregister(self, fd: int) -> None:
         """As epoll.unregister()."""
-        if code := _epoll_ctl(self._number(), _EPOLL_CTL_DEL, fd, 0):
+        if code := _epoll_ctl(self.fileno(), _EPOLL_CTL_DEL, fd, 0):
             raise OSError(code, os.strerror(code))
 
 
@@ -318,8 +318,11 @@ class Watches(Generic[_W]):
         """
         if not self.is_for_any_thread:
             return False
+        plain = self.plain
         try:
-            self.plain.modify(fd, events)
+            if type(plain) is KeepingEpoll:  # a call less: every bind(), listen() and connect() asks
+                return not _epoll_ctl(plain.fileno(), _EPOLL_CTL_MOD, fd, events)
+            plain.modify(fd, events)
         except ValueError:
             return False
         except OSError as error:

@@ -122,7 +122,9 @@ class HoldersWatch:
         inode = inode or os.fstat(fd).st_ino
         group = self._group_by_inode.get(inode)
         if group is None:
-            group = self._with_room()
+            filled = self._not_full[-1:]
+            is_usual = bool(filled) and len(filled[0].inodes) < _SOCKETS_PER_EPOLL
+            group = filled[0] if is_usual else self._with_room()
             if self._announce is not None:
                 gone = self._gone[:_SOCKETS_PER_EPOLL]
                 self._announce(inode, group.index, gone, [] if group.is_announced else [group.epoll.fileno()])
