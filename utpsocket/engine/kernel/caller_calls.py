@@ -4,11 +4,11 @@
 The socket module releases the lock around each call. Where the engine's thread waits for it, the caller then gets it
 back after a switch interval, or when the engine sleeps: a call that makes ten such system calls may wait ten times for
 work that takes a microsecond each. So the compiled build makes those that cannot block without a release, several in
-one call of _native.c. By ctypes each would take longer than by the socket module, so the pure build does that for
-accept4(2) alone, which is called while the engine is at work. What says nothing of the pure build is for the compiled
-one.
+one call of _native.c; those of UDP sockets, which need nothing else, are called by name there. By ctypes each would
+take longer than by the socket module, so the pure build does that for accept4(2) alone, which is called while the
+engine is at work. What says nothing of the pure build is for the compiled one.
 
-Any thread may call. Sources: bind(2), connect(2), accept(2), epoll_ctl(2); Doc/library/ctypes.rst (PyDLL).
+Any thread may call. Sources: bind(2), accept(2), epoll_ctl(2); Doc/library/ctypes.rst (PyDLL).
 """
 
 from __future__ import annotations
