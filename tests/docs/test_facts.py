@@ -13,7 +13,7 @@ from utpsocket.engine import environment, exit_flush
 from utpsocket.engine.channels import receive_buffer
 from utpsocket.engine.interpreter import switch_interval
 from utpsocket.engine.kernel import high_fds
-from utpsocket.engine.ports import connection_config, endpoint, listener, send_grants, stateless_resets
+from utpsocket.engine.ports import connection_config, endpoint, listener, receive_shares, send_grants, stateless_resets
 from utpsocket.engine.user_fds import socket_state
 from utpsocket.green import yielding
 from utpsocket.protocol import (
@@ -109,7 +109,9 @@ FACTS = [
     ("protocol", "after {}, {} and {} received packets".format(*map(number, receivehalf._CAPABILITY_SACK_AT_PACKETS))),
     ("protocol", f"up to {number(peerlimits.LARGE_REORDER_PACKETS)} packets in flight"),
     ("protocol", f"Our window begins at {kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB"),
-    ("protocol", f"what the program reads, up to {mib(receive_buffer._MAX_WINDOW_BYTES)} MiB"),
+    ("protocol", f"what the program reads, up to {mib(receive_shares.SHORT_PATH_WINDOW_BYTES)} MiB, over long paths"),
+    ("protocol", f"over long paths {mib(receive_shares.MAX_WINDOW_BYTES)} MiB"),
+    ("protocol", f"hold of what comes in {ms(receive_shares.SHORT_PATH_US)} ms"),
     ("protocol", f"at most {mib(receivehalf.WIRESHARK_WINDOW_BYTES)} MiB ({receivehalf.WIRESHARK_WINDOW_BYTES:#x})"),
     ("protocol", f"until {mib(receivehalf._LARGE_WINDOW_AFTER_BYTES)} MiB have been received"),
     ("protocol", f"a window below {number(receivehalf._SEGMENT_BYTES)} bytes is advertised as 0"),
@@ -200,9 +202,14 @@ FACTS = [
     ("guide/forking", f"for a silent peer {number(exit_flush.DEFAULT_FLUSH_SECONDS)} s without progress"),
     ("guide/nat", f"sends a packet every {keepalive.NAT_KEEPALIVE_SECONDS} s"),
     ("guide/tuning", f"{kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB at first"),
-    ("guide/tuning", f"up to {mib(receive_buffer._MAX_WINDOW_BYTES)} MiB"),
+    ("guide/tuning", f"up to {mib(receive_shares.SHORT_PATH_WINDOW_BYTES)} MiB, over long paths"),
+    ("guide/tuning", f"over long paths {mib(receive_shares.MAX_WINDOW_BYTES)} MiB |"),
+    ("guide/tuning", f"congestion window, up to {mib(receive_shares.MAX_WINDOW_BYTES)} MiB |"),
+    ("guide/tuning", f"waits for the CPU, {ms(receive_shares.SHORT_PATH_US)} ms"),
+    ("guide/tuning", f"is longer than {ms(pacing.PACED_FROM_RTT_US)} ms. Both stop at"),
+    ("guide/tuning", f"In flight are {number(peerlimits.LARGE_REORDER_PACKETS)} packets at most"),
     ("guide/tuning", f"grows along, up to {kib(receive_buffer._MAX_PAIR_BYTES)} KiB"),
-    ("guide/tuning", f"{mib(connection_config._SEND_BYTES)} MiB | 1.5"),
+    ("guide/tuning", f"{mib(connection_config._SEND_BYTES)} MiB; over long paths twice"),
     (
         "guide/tuning",
         f"{kib(fd_pair._USER_BUFFER_BYTES)} KiB; {kib(fd_pair._REMOTE_BUFFER_BYTES)} KiB with the engine in",

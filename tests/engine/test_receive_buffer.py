@@ -11,9 +11,12 @@ import pytest
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
 from utpsocket.engine.interpreter import native
+from utpsocket.engine.ports.receive_shares import MAX_WINDOW_BYTES, SHORT_PATH_WINDOW_BYTES, ReceiveShares
 from utpsocket.protocol.receivehalf import ReceiveHalf
 
-MAX_BYTES = 3_774_873  # what a UDP buffer of 4 MiB is good for
+BUFFER_BYTES = 4 << 20  # of the UDP socket
+MAX_BYTES = 3_774_873  # what it is good for over a short path
+STOCK_BYTES = 212_992  # what Linux gives unasked
 ROUND_US = 100_000
 INITIAL_BYTES = 14_000  # a sender's first window
 
@@ -26,6 +29,7 @@ class Reader:
         self.receive = ReceiveHalf(FIRST_WINDOW_BYTES)
         self.room = ReceiveBuffer()
         self.room.apply_option(end, 0)
+        self.shares = ReceiveShares(BUFFER_BYTES)
         self.now = 1_000_000
         self.told_us = ROUND_US
 
@@ -43,8 +47,15 @@ class Reader:
             if is_read:
                 self.user.recv(1 << 16)
         if self.room.is_growing:
-            self.room.on_delivered(taken, self.end, self.receive, MAX_BYTES, now=self.now)
+            self.room.on_delivered(taken, self.end, self.receive, self.shares, now=self.now)
         return taken
+
+    def take_more_and_more(self) -> None:
+        """A sender in slow start, until it has sent 64 MB in a round trip."""
+        sent_bytes = INITIAL_BYTES
+        while sent_bytes < 64_000_000:
+            self.take(sent_bytes, after_us=max(self.told_us, 1_000))
+            sent_bytes *= 2
 
     @property
     def window_bytes(self) -> int:
@@ -103,12 +114,59 @@ def test_unread_bytes_open_no_window(reader: Reader) -> None:
 def test_a_sender_that_doubles_its_pace_is_never_held_back(reader: Reader, parts: int) -> None:
     """Slow start on a long path: whatever has come in a round trip comes twice in the next."""
     sent_bytes = INITIAL_BYTES
-    while sent_bytes < reader.window_bytes < MAX_BYTES:
+    most_bytes = 4 * MAX_BYTES  # over 100 ms
+    while sent_bytes < reader.window_bytes < most_bytes:
         for _ in range(parts):
             reader.take(sent_bytes // parts, after_us=ROUND_US // parts)
         sent_bytes *= 2
-    assert reader.window_bytes == MAX_BYTES
+    assert reader.window_bytes == most_bytes
     assert not reader.room.is_growing
+
+
+@pytest.mark.parametrize(
+    ("buffer_bytes", "path_us", "most_bytes"),
+    [
+        (8 << 20, 1_000, SHORT_PATH_WINDOW_BYTES),
+        (8 << 20, 25_000, SHORT_PATH_WINDOW_BYTES),
+        (8 << 20, 50_000, 2 * SHORT_PATH_WINDOW_BYTES),
+        (8 << 20, 600_000, MAX_WINDOW_BYTES),
+        (BUFFER_BYTES, 1_000, MAX_BYTES),
+        (STOCK_BYTES, 1_000, STOCK_BYTES * 9 // 10),
+        (STOCK_BYTES, 100_000, 4 * (STOCK_BYTES * 9 // 10)),
+    ],
+)
+def test_the_window_grows_to_what_the_path_and_the_port_can_use(
+    reader: Reader, buffer_bytes: int, path_us: int, most_bytes: int
+) -> None:
+    """In 25 ms no more than the port's buffer holds may arrive, nor more than 4 MiB."""
+    reader.shares = ReceiveShares(buffer_bytes)
+    reader.told_us = path_us
+    reader.take_more_and_more()
+    assert reader.window_bytes == most_bytes
+
+
+def test_a_queue_is_no_longer_path(reader: Reader) -> None:
+    """Where this engine is what is slow, round trips become long, and a larger window would make them longer."""
+    reader.told_us = 1_000
+    reader.take(INITIAL_BYTES, after_us=ROUND_US)
+    reader.told_us = 200_000
+    reader.take_more_and_more()
+    assert reader.window_bytes == MAX_BYTES
+
+
+def test_a_limit_that_is_set_holds_over_any_path(reader: Reader) -> None:
+    reader.shares = ReceiveShares(8 << 20, 1_000_000)
+    reader.told_us = 600_000
+    reader.take_more_and_more()
+    assert reader.window_bytes == 1_000_000
+
+
+def test_a_path_without_measured_round_trips_is_taken_for_short(reader: Reader) -> None:
+    """A peer that measures no delays."""
+    reader.shares = ReceiveShares(8 << 20)
+    reader.told_us = 1
+    reader.take_more_and_more()
+    assert reader.window_bytes == SHORT_PATH_WINDOW_BYTES
 
 
 def test_a_slow_sender_gets_a_small_window(reader: Reader) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.requirements import replaces
+from utpsocket.engine.channels.receive_buffer import ReceiveBuffer
 from utpsocket.engine.ports.receive_shares import BACKLOG_BYTES, BACKLOG_US, MIN_ADVERTISED_BYTES, ReceiveShares
 from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.receivehalf import ReceiveHalf
@@ -18,6 +19,7 @@ class FakeBridge:
         self.cookie = cookie
         self.connection = self
         self.receive = ReceiveHalf(0)
+        self.receive_buffer = ReceiveBuffer()
 
     @property
     def share_bytes(self) -> int:
@@ -40,6 +42,15 @@ def test_a_connection_with_unmerged_data_leaves_room_for_the_kernels_bookkeeping
         shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
     shares.on_data(bridge, 1_472, now=1)  # type: ignore[arg-type]
     assert bridge.share_bytes == STOCK_BYTES // 2
+
+
+@replaces("Bridge")
+def test_over_a_long_path_a_share_is_what_may_come_in_25_ms() -> None:
+    shares, bridge = ReceiveShares(STOCK_BYTES), FakeBridge()
+    for path_us, part in ((0, 1), (25_000, 1), (50_000, 2), (1_000_000, 40)):
+        bridge.receive_buffer.path_us = path_us
+        shares.on_data(bridge, 1_472, now=1)  # type: ignore[arg-type]
+        assert bridge.share_bytes == part * STOCK_BYTES // 2
 
 
 @replaces("Bridge")

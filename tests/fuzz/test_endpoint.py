@@ -15,6 +15,7 @@ from utpsocket.engine.kernel.syscalls import Ancillary
 from utpsocket.engine.kernel.udp import IcmpError, Port
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
+from utpsocket.engine.ports.receive_shares import MAX_WINDOW_BYTES
 from utpsocket.engine.ports.stateless_resets import PER_SECOND
 from utpsocket.engine.turns import Turns
 from utpsocket.engine.user_fds.socket_state import Identity
@@ -73,6 +74,7 @@ class SilentLoop:
     max_segments = 64
     congestion = DEFAULT_CONTROLLER
     target_delay_us = 0
+    max_window_bytes = MAX_WINDOW_BYTES
 
     def __init__(self) -> None:
         self.workspace = Workspace()

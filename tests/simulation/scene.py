@@ -7,6 +7,7 @@ Times are seconds since the start, rates Mbit/s, delays ms. Goodput and windows 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,10 @@ from tests.simulation.light import SEGMENT_BYTES, LightReceiver, LightSender
 from tests.simulation.links import Link, Way
 from tests.simulation.tcp import TCPS, Receiver, Sender
 from tests.simulator import Application, Host, Node, Pair, Simulator
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
+from utpsocket.engine.kernel.udp import WANTED_BUFFER_BYTES
+from utpsocket.engine.ports.connection_config import _SEND_BYTES
+from utpsocket.engine.ports.receive_shares import MAX_WINDOW_BYTES, ReceiveShares
 from utpsocket.protocol import Config, Connection
 from utpsocket.protocol.congestion import CONTROLLERS
 
@@ -58,6 +63,8 @@ class Change:
 class _Endless(Application):
     """Writes without end, or total bytes, of which nobody looks at the contents; takes what comes."""
 
+    windows: _EngineWindows | None = None
+
     def __init__(self, total: int = 0) -> None:
         super().__init__(total, hold_open=True)
 
@@ -66,6 +73,8 @@ class _Endless(Application):
             del event
         if views := connection.poll_delivery():
             taken = sum(map(len, views))
+            if self.windows is not None:
+                self.windows.on_delivered(taken, now=now)
             connection.finish_delivery(taken, now=now)
             self.received += taken
         while self.written < self.total:
@@ -74,6 +83,32 @@ class _Endless(Application):
                 break
             connection.commit(count)
             self.written += count
+
+
+class _EngineWindows:
+    """The window of a connection as the engine has it grow, for a program that reads at once."""
+
+    cookie = 1
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.receive_buffer = ReceiveBuffer()
+        self._shares = ReceiveShares(2 * WANTED_BUFFER_BYTES)  # the kernel doubles it
+        self._pair = socket.socketpair()  # nothing is ever written to it, so all has been read
+        self.receive_buffer.apply_option(self._pair[0], 0)
+        connection.receive.share_bytes = self._shares.initial_share_bytes(1)
+
+    def on_delivered(self, count: int, *, now: int) -> None:
+        """The program has read so much."""
+        receive = self.connection.receive
+        self._shares.on_data(self, count, now=now)  # type: ignore[arg-type]
+        if self.receive_buffer.is_growing:
+            self.receive_buffer.on_delivered(count, self._pair[0], receive, self._shares, now=now)
+
+    def close(self) -> None:
+        """No more will come."""
+        for end in self._pair:
+            end.close()
 
 
 class _Clock:
@@ -154,6 +189,11 @@ class _UtpFlow:
             timer_us=1_000,
             host=_SceneHost,
         )
+        self._windows = None
+        if scene.has_engine_windows:
+            receiver = pair.b.application
+            assert isinstance(receiver, _Endless)
+            self._windows = receiver.windows = _EngineWindows(pair.b.connection)
         self._clock = None
         if flow.ppm or flow.drift:
             assert isinstance(pair.a, _SceneHost)
@@ -173,6 +213,11 @@ class _UtpFlow:
         for host in self.pair.hosts:
             assert isinstance(host, _SceneHost)
             host.is_off = True
+
+    def close(self) -> None:
+        """The scene is over."""
+        if self._windows is not None:
+            self._windows.close()
 
     @property
     def received_bytes(self) -> int:
@@ -223,7 +268,7 @@ class _LightFlow:
             there,
             self.receiver,
             CONTROLLERS[scene.config.congestion](SEGMENT_BYTES),
-            window_limit_bytes=scene.config.receive_buffer_bytes,
+            window_limit_bytes=MAX_WINDOW_BYTES if scene.has_engine_windows else scene.config.receive_buffer_bytes,
         )
 
     def start(self) -> None:
@@ -255,7 +300,7 @@ class Scene:
     """Make it, then run() once.
 
     controller      of every uTP flow: a name of CONTROLLERS; None: the default
-    buffer_bytes    send and receive buffer of every uTP flow
+    buffer_bytes    send and receive buffer of every uTP flow; None: as the engine has them, they grow
     is_light        the model stands for every uTP flow, where it can: five times as fast
     """
 
@@ -271,13 +316,18 @@ class Scene:
         changes: Sequence[Change] = (),
         controller: str | None = None,
         seed: int = 1,
-        buffer_bytes: int = 4 << 20,
+        buffer_bytes: int | None = 4 << 20,
     ) -> None:
         self.simulator = Simulator(seed, checks=False)
         self.seconds = seconds
         if back is None:
             back = Way(there.rate_mbit, there.delay_ms, there.queue_ms, there.loss)
-        self.config = Config(receive_buffer_bytes=buffer_bytes, send_buffer_bytes=buffer_bytes)
+        self.has_engine_windows = buffer_bytes is None
+        self.config = Config(
+            receive_buffer_bytes=buffer_bytes or FIRST_WINDOW_BYTES,
+            send_buffer_bytes=buffer_bytes or _SEND_BYTES,
+            max_send_buffer_bytes=0 if buffer_bytes else MAX_WINDOW_BYTES,
+        )
         if controller is not None:
             self.config.congestion = controller
         self.links = (Link(self.simulator, there), Link(self.simulator, back))
@@ -318,6 +368,9 @@ class Scene:
                 running.start()
         for look in WHEN_RUN:
             look(self)
+        for flow_run in self._running:
+            if isinstance(flow_run, _UtpFlow):
+                flow_run.close()
         return self
 
     def _kind(self, flow: Flow) -> str:

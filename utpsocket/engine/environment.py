@@ -100,6 +100,7 @@ _READERS: Final[dict[str, Callable[[str], Value]]] = {
     "UTPSOCKET_KEEP_GIL": _switch,
     "UTPSOCKET_LISTEN": _one_of("utp", "both"),
     "UTPSOCKET_MAX_MTU": _size,
+    "UTPSOCKET_MAX_WINDOW": _size,
     "UTPSOCKET_OFFLOAD": _switch,
     "UTPSOCKET_ONLY": str,
     "UTPSOCKET_PATCH": _switch,

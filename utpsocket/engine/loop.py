@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from utpsocket.engine import environment, fault_reports
 from utpsocket.engine.channels.race import SilentDestinations
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
 from utpsocket.engine.channels.utp import BRIDGE_EVENTS, GATED_EVENTS, Bridge
 from utpsocket.engine.command_queue import Answer, Command
 from utpsocket.engine.ended_totals import Totals
@@ -55,6 +56,7 @@ from utpsocket.engine.ports.endpoint import BY_ENGINE, Endpoint
 from utpsocket.engine.ports.idle_sockets import IdleSockets
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.path_cache import PathCache
+from utpsocket.engine.ports.receive_shares import MAX_WINDOW_BYTES
 from utpsocket.engine.ports.send_grants import GrantQueue, SendGrants
 from utpsocket.engine.ports.time_wait import TimeWaits
 from utpsocket.engine.steps import Work
@@ -111,6 +113,8 @@ class Loop(Work):
         self.congestion = environment.value("UTPSOCKET_CONGESTION", DEFAULT_CONTROLLER)  # of sockets with none set
         # Of sockets without UTP_TARGET_DELAY, µs; 0: the congestion controller's own.
         self.target_delay_us = round(environment.value("UTPSOCKET_TARGET_DELAY", 0.0) * 1_000_000)
+        # What the window, and the send buffer, of a connection may grow to.
+        self.max_window_bytes = max(FIRST_WINDOW_BYTES, environment.value("UTPSOCKET_MAX_WINDOW", MAX_WINDOW_BYTES))
         self.udp_buffer_bytes = environment.value("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)  # of each UDP socket
         self.offload = environment.value("UTPSOCKET_OFFLOAD", True)  # many datagrams in one call: UDP GSO and GRO
 

@@ -38,6 +38,7 @@ class Config:
     min_datagram_bytes     size that every path is taken to carry
     receive_buffer_bytes   most bytes kept for the application, and so the window: SO_RCVBUF
     send_buffer_bytes      most bytes taken from the application and not acked: SO_SNDBUF
+    max_send_buffer_bytes  what that grows to over a long path, with the congestion window; 0: it does not grow
     congestion             a name of CONTROLLERS: UTP_CONGESTION
     target_delay_us        queueing delay to keep to, µs; 0: the controller's own. UTP_TARGET_DELAY
     known_path             what other connections to the same peer have found out about the path; None: nothing
@@ -46,6 +47,7 @@ class Config:
     __slots__ = (
         "congestion",
         "known_path",
+        "max_send_buffer_bytes",
         "max_datagram_bytes",
         "min_datagram_bytes",
         "receive_buffer_bytes",
@@ -64,12 +66,14 @@ class Config:
         congestion: str = DEFAULT_CONTROLLER,
         known_path: KnownPath | None = None,
         target_delay_us: int = 0,
+        max_send_buffer_bytes: int = 0,
     ) -> None:
         self.start_datagram_bytes = start_datagram_bytes
         self.max_datagram_bytes = max_datagram_bytes
         self.min_datagram_bytes = min_datagram_bytes
         self.receive_buffer_bytes = receive_buffer_bytes
         self.send_buffer_bytes = send_buffer_bytes
+        self.max_send_buffer_bytes = max_send_buffer_bytes
         self.congestion = congestion
         self.known_path = known_path
         self.target_delay_us = target_delay_us
@@ -84,7 +88,7 @@ class Config:
         )
         return SendHalf(
             first_seq,
-            SendBuffer(workspace.blocks, self.send_buffer_bytes),
+            SendBuffer(workspace.blocks, self.send_buffer_bytes, self.max_send_buffer_bytes),
             CONTROLLERS[self.congestion](mtu.datagram_bytes - HEADER_BYTES, self.target_delay_us),
             mtu,
         )

@@ -15,6 +15,7 @@ from typing import Final
 
 from utpsocket.protocol.congestion import CONTROLLERS, Controller
 from utpsocket.protocol.flights import IN_FLIGHT, SACKED, Acknowledged, Flight, Flights, LostAt
+from utpsocket.protocol.pacing import PACED_FROM_RTT_US
 from utpsocket.protocol.packet import HEADER_BYTES, MAX_SACK_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.paws import Paws
@@ -449,14 +450,18 @@ class Outstanding:
         elif not self.peer.reports_delay and acknowledged.sends == 1:
             controller.on_round_trip(recovery.latest_rtt_us, now=now)
         if acknowledged.total_bytes and not lost:
+            is_limited = self._window_limited_at >= acknowledged.sent_us
             controller.on_ack(
                 acknowledged.total_bytes,
                 in_flight_bytes=in_flight_bytes,
-                is_limited=self._window_limited_at >= acknowledged.sent_us,
+                is_limited=is_limited,
                 rtt_us=recovery.latest_rtt_us,
                 sent_us=acknowledged.sent_us,
                 now=now,
             )
+            # Over a short path the send buffer is large enough as it is, and a larger one only memory.
+            if is_limited and recovery.min_rtt_us > PACED_FROM_RTT_US:
+                self.buffer.follow_window(controller.window_bytes)
         if acknowledged.probe_bytes:
             self.mtu.on_probe_acked(acknowledged.probe_bytes)
             controller.on_segment_size(self.mtu.datagram_bytes - HEADER_BYTES)

@@ -33,9 +33,10 @@ _WINDOW_UPDATES: Final = 5
 # The value of a timestamp difference that means "none" (docs/protocol.md §6).
 _NO_SAMPLE: Final = 0
 # Wireshark's dissector does not take a packet that advertises more for uTP. So no more is advertised until so much has
-# been received that a larger window may be of use; by feel.
+# been received that a larger window may be of use: by then a sender in slow start has half of that in flight, and the
+# next round trip will have all of it.
 WIRESHARK_WINDOW_BYTES: Final = 0x380000
-_LARGE_WINDOW_AFTER_BYTES: Final = 16 << 20
+_LARGE_WINDOW_AFTER_BYTES: Final = 2 << 20
 # The most that an ack waits for a program that is known to answer late: libutp's delay of all acks, for which every
 # implementation's retransmission timeout has room.
 _LONGEST_ACK_DELAY_US: Final = 100_000

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 BLOCK_BYTES: Final = 65_536  # what one read of the application's socket takes: docs/performance.md §8
-# How many free blocks are kept for reuse, 16 MiB; memory beyond that is freed. By feel: four full send buffers.
+# How many free blocks are kept for reuse, 16 MiB; memory beyond that is freed. By feel: five full send buffers of short
+# paths.
 _POOLED_BLOCKS: Final = 256
 
 
@@ -37,23 +38,37 @@ class SendBuffer:
     acked_offset     of the first byte that is not acked
     end_offset       behind the last byte written
     capacity_bytes   most bytes between the two
+    max_bytes        what capacity_bytes grows to at most
     _blocks          memory of BLOCK_BYTES each, from _base_offset on
     """
 
-    __slots__ = ("_base_offset", "_blocks", "_pool", "acked_offset", "capacity_bytes", "end_offset")
+    __slots__ = ("_base_offset", "_blocks", "_pool", "acked_offset", "capacity_bytes", "end_offset", "max_bytes")
 
-    def __init__(self, pool: BlockPool, capacity_bytes: int) -> None:
+    def __init__(self, pool: BlockPool, capacity_bytes: int, max_bytes: int = 0) -> None:
         self._pool = pool
         self._blocks: list[memoryview] = []
         self._base_offset = 0
         self.acked_offset = 0
         self.end_offset = 0
         self.capacity_bytes = capacity_bytes
+        self.max_bytes = max_bytes
 
     @property
     def free_bytes(self) -> int:
         """How many bytes may be written now."""
         return max(0, self.capacity_bytes - (self.end_offset - self.acked_offset))
+
+    def set_capacity(self, capacity_bytes: int) -> None:
+        """From now on it holds so many bytes, and does not grow."""
+        self.capacity_bytes = capacity_bytes
+        self.max_bytes = 0
+
+    def follow_window(self, window_bytes: int) -> None:
+        """The congestion window was used up: hold twice as much, one window that is in flight and one that follows it,
+        up to max_bytes. As Linux's tcp_sndbuf_expand().
+        """
+        if 2 * window_bytes > self.capacity_bytes < self.max_bytes:
+            self.capacity_bytes = min(2 * window_bytes, self.max_bytes)
 
     def make_room(self, count: int) -> None:
         """Raise the capacity if fewer than `count` bytes are free."""

@@ -6,8 +6,9 @@ window becomes a multiple of what was read in the last one. If SO_RCVBUF is set,
 
     Example. The window is 96 KiB, the round trip 10 ms. In one the program reads 60 KiB: the window becomes 96 + 4 × 60
     = 336 KiB, the pair's buffer a quarter, 84 KiB. In the next it reads 80 KiB: 96 + 320 = 416 KiB is not a quarter
-    more than 336, so nothing changes. It reads 200 KiB: 896 KiB. At 4 MiB, or what the port's receive buffer allows
-    a single connection (ports/receive_shares.py), growing ends.
+    more than 336, so nothing changes. It reads 200 KiB: 896 KiB. Growing ends at 4 MiB, or what the port's receive
+    buffer allows a single connection; over a path of more than 25 ms at as much more, 16 MiB at most
+    (ports/receive_shares.py).
 
 Only the engine's thread calls. Sources: Linux's tcp_rcv_space_adjust() and tcp_rmem; unix(7).
 """
@@ -23,12 +24,20 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.user_fds.socket_state import half_buffer
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from utpsocket.protocol.receivehalf import ReceiveHalf
+
+    class Shares(Protocol):
+        """What is used of the port's shares (ports/receive_shares.py)."""
+
+        def grown_window_bytes(self, path_us: int) -> int:
+            """What the window of a connection may grow to, with a path of this round trip."""
+
 
 FIRST_WINDOW_BYTES: Final = 96 << 10
 # As setsockopt() is given it. With the window it is no more than tcp_rmem[1], 128 KiB, gives TCP.
 _FIRST_PAIR_BYTES: Final = 24 << 10
-_MAX_WINDOW_BYTES: Final = 4 << 20  # with the pair's buffer less than tcp_rmem[2], 6 MiB
 # The kernel doubles it. If it held less than an iteration brings, the rest would have to be copied to wait.
 _MAX_PAIR_BYTES: Final = 512 << 10
 _PAIR_SHARE: Final = 4  # the pair's buffer is this part of the window
@@ -46,12 +55,23 @@ class ReceiveBuffer:
     """Of one connection.
 
     is_growing   whether on_delivered() must be called for whatever is written to the pair
+    path_us      the shortest round trip seen while it was, 0 if none was measured: queues make the others longer, ours
+                 too, and more must not be kept for a longer one
     """
 
-    __slots__ = ("_delivered_bytes", "_pair_bytes", "_read_bytes", "_round_ends_at", "_round_us", "is_growing")
+    __slots__ = (
+        "_delivered_bytes",
+        "_pair_bytes",
+        "_read_bytes",
+        "_round_ends_at",
+        "_round_us",
+        "is_growing",
+        "path_us",
+    )
 
     def __init__(self) -> None:
         self.is_growing = False
+        self.path_us = 0
         self._pair_bytes = 0  # of the pair's buffer, as setsockopt() was given it
         self._delivered_bytes = 0  # written to the pair since the beginning
         self._read_bytes = 0  # of these, read by the program when the round began
@@ -74,19 +94,19 @@ class ReceiveBuffer:
             self.is_growing = False
             self._set_pair(engine_sock, _MAX_PAIR_BYTES)
 
-    def on_delivered(
-        self, count: int, engine_sock: Socket, receive: ReceiveHalf, max_window_bytes: int, *, now: int
-    ) -> None:
+    def on_delivered(self, count: int, engine_sock: Socket, receive: ReceiveHalf, shares: Shares, *, now: int) -> None:
         """`count` bytes more were written to the pair. Once in a round trip the window and the pair's buffer may grow.
 
-        max_window_bytes   what the window must not exceed
-        now                µs
+        shares   how large the window may be
+        now      µs
         """
         self._delivered_bytes = delivered_bytes = self._delivered_bytes + count
         if now < self._round_ends_at:
             return
         # A longer round trip is adopted slowly: a delay of this thread looks like one, and much arrives meanwhile.
         round_us, usual_us = receive.round_trip_us, self._round_us
+        if round_us and (round_us < self.path_us or not self.path_us):
+            self.path_us = min(round_us, _MAX_ROUND_US)
         if usual_us and round_us > usual_us * 5 // 4:
             round_us = usual_us * 5 // 4
         if round_us < _MIN_ROUND_US:
@@ -107,7 +127,7 @@ class ReceiveBuffer:
         window_bytes = FIRST_WINDOW_BYTES + _GROWTH * (read_bytes - begun_bytes)
         if window_bytes < min_window_bytes:
             return
-        max_window_bytes = min(_MAX_WINDOW_BYTES, max_window_bytes)
+        max_window_bytes = shares.grown_window_bytes(self.path_us)
         window_bytes = min(window_bytes, max_window_bytes)
         try:
             self._set_pair(engine_sock, max(self._pair_bytes, min(_MAX_PAIR_BYTES, window_bytes // _PAIR_SHARE)))

@@ -105,7 +105,8 @@ if TYPE_CHECKING:
     class ReceiveShares(Protocol):
         """Shares of the port's receive buffer (ports/receive_shares.py)."""
 
-        single_share_bytes: int
+        def grown_window_bytes(self, path_us: int) -> int:
+            """What the window of a connection may grow to, with a path of this round trip."""
 
     class GrantQueue(Protocol):
         """The order among connections to one peer's port (ports/send_grants.py)."""
@@ -672,7 +673,7 @@ class Bridge:
             if count >= 0:
                 if receive_buffer.is_growing:
                     receive_buffer.on_delivered(
-                        count, self.engine_sock, connection.receive, self.endpoint.shares.single_share_bytes, now=now
+                        count, self.engine_sock, connection.receive, self.endpoint.shares, now=now
                     )
                 connection.receive.finish_delivery(count, now=now)  # as connection's, without a call
             elif not self._on_write_error(-count, now=now):

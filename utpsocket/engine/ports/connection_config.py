@@ -19,6 +19,7 @@ from utpsocket.protocol.pathmtu import (
 )
 
 if TYPE_CHECKING:
+    from utpsocket.engine.channels.utp import Bridge
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.ports.receive_shares import ReceiveShares
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         max_datagram_bytes: int
         congestion: str
         target_delay_us: int
+        max_window_bytes: int
 
     class ConnectionPort(Protocol):
         """What is used of the port (endpoint.py)."""
@@ -41,10 +43,16 @@ if TYPE_CHECKING:
 
 MIN_BUFFER_BYTES: Final = 4_096
 """Of a connection, whatever SO_RCVBUF says: two large packets."""
-# Unacked and unsent data of a connection. With the pair's buffer about what TCP takes for a peer that reads nothing
-# (tcp_wmem[2] is 4 MiB).
+# Unacked and unsent data of a connection, until its congestion window asks for more. With the pair's buffer about what
+# TCP takes for a peer that reads nothing (tcp_wmem[2] is 4 MiB).
 _SEND_BYTES: Final = 3 << 20
 _AF_INET6: Final = 10
+
+
+def _first_window_bytes(endpoint: ConnectionPort, settings: Settings) -> int:
+    """What is kept at first for a program that does not read; if it has set SO_RCVBUF, at any time."""
+    asked_bytes = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
+    return max(MIN_BUFFER_BYTES, min(asked_bytes, endpoint.shares.single_share_bytes))
 
 
 def connection_config(endpoint: ConnectionPort, settings: Settings, addr: Address) -> Config:
@@ -53,21 +61,31 @@ def connection_config(endpoint: ConnectionPort, settings: Settings, addr: Addres
     floor_bytes = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
     is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
     limit = endpoint.loop.max_datagram_bytes or settings.max_datagram_bytes
-    max_window_bytes = endpoint.shares.single_share_bytes
-    receive, send = FIRST_WINDOW_BYTES, _SEND_BYTES
-    if settings.receive_buffer_bytes:
-        receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
+    send, max_send = _SEND_BYTES, endpoint.loop.max_window_bytes
     if settings.send_buffer_bytes:
         send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
+        max_send = 0
     return Config(
         start_datagram_bytes=START_IPV4_BYTES if is_this_machine else floor_bytes,
         min_datagram_bytes=floor_bytes,
         max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
-        receive_buffer_bytes=max(MIN_BUFFER_BYTES, min(receive, max_window_bytes)),
+        receive_buffer_bytes=_first_window_bytes(endpoint, settings),
         send_buffer_bytes=max(MIN_BUFFER_BYTES, send),
+        max_send_buffer_bytes=max_send,
         congestion=settings.congestion or endpoint.loop.congestion,
         target_delay_us=settings.target_delay_us or endpoint.loop.target_delay_us,
     )
+
+
+def set_buffers(endpoint: ConnectionPort, settings: Settings, bridge: Bridge) -> None:
+    """Have a connection follow SO_SNDBUF and SO_RCVBUF, where they are set."""
+    connection = bridge.connection
+    if settings.send_buffer_bytes:
+        connection.send.buffer.set_capacity(max(MIN_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes)))
+    if settings.receive_buffer_bytes:
+        connection.receive.reassembly.resize(_first_window_bytes(endpoint, settings))
+        if bridge.engine_sock is not None:
+            bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
 
 
 def control_congestion(endpoint: ConnectionPort, settings: Settings, connection: Connection) -> None:

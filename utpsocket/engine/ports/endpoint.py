@@ -23,7 +23,12 @@ from utpsocket.engine.kernel.poller import EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.engine.kernel.udp import IcmpError, Port, split_scope
 from utpsocket.engine.ports import overlapping_ports
-from utpsocket.engine.ports.connection_config import MIN_BUFFER_BYTES, connection_config, control_congestion
+from utpsocket.engine.ports.connection_config import (
+    MIN_BUFFER_BYTES,
+    connection_config,
+    control_congestion,
+    set_buffers,
+)
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.packet_options import apply_packet_options
@@ -67,6 +72,7 @@ if TYPE_CHECKING:
         max_datagram_bytes: int
         congestion: str
         target_delay_us: int
+        max_window_bytes: int
         max_segments: int
         namespace: int
         wakeups: int
@@ -203,7 +209,7 @@ class Endpoint:
 
     def _prepare(self) -> None:
         # How much each connection may advertise of the socket's receive buffer.
-        self.shares = ReceiveShares(max(2 * MIN_BUFFER_BYTES, self.port.receive_buffer_bytes))
+        self.shares = ReceiveShares(self.port.receive_buffer_bytes, self.loop.max_window_bytes)
 
     @property
     def flood(self) -> Flood:
@@ -375,13 +381,7 @@ class Endpoint:
             connection.set_syn_retries(settings.syn_retries)
         if bridge.identity.options:
             apply_packet_options(bridge)
-        if settings.send_buffer_bytes:
-            connection.send.buffer.capacity_bytes = max(MIN_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
-        if settings.receive_buffer_bytes:
-            max_window_bytes = min(window_bytes(settings.receive_buffer_bytes), self.shares.single_share_bytes)
-            connection.receive.reassembly.resize(max(MIN_BUFFER_BYTES, max_window_bytes))
-            if bridge.engine_sock is not None:
-                bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
+        set_buffers(self, settings, bridge)
 
     def dial(self, addr: Address, identity: Identity) -> Bridge:
         """Open a connection from this port. Its SYN leaves in this iteration.

@@ -11,6 +11,9 @@ advertise what each has if all became active at the same time; with its first bu
     A single one: 4 MiB, or 7.2 MiB after eight large merged datagrams in a row, which take hardly more than their
     payload.
 
+    Over a path with a round trip of 100 ms that one may advertise 16 MiB, if its program reads as fast: no more than a
+    quarter, 4 MiB, arrives in the 25 ms that the buffer has to bridge.
+
 Where this engine limits the rate, and not the path, all that is advertised waits in that buffer, and a message of
 another connection behind it. So if there is more than was received for BACKLOG_US, a quarter less is advertised, and
 again after the same time, until the queue is short; and a quarter more in each epoch in which there was none.
@@ -33,6 +36,7 @@ _EPOCH_US: Final = 50_000
 _MIN_SHARE_BYTES: Final = (
     64 << 10
 )  # with less, more iterations are needed than losses are saved: docs/performance.md §7
+_MIN_BUFFER_BYTES: Final = 8_192  # of the UDP socket, whatever the kernel says: some large packets
 _MERGED_BYTES: Final = 32 << 10  # a run of at least this size was merged by the kernel (GRO)
 _SURE_RUNS: Final = 8  # so many in a row, and the peer's datagrams come merged; by feel
 # More than this waits in the kernel's queue although as much was received as may be in an iteration: a backlog. It is
@@ -45,6 +49,12 @@ BACKLOG_US: Final = 5_000
 _SAME_BACKLOG_US: Final = 2_000
 _CHANGE: Final = 4  # each time what is advertised in all falls, or rises, by this part of it (a quarter)
 MIN_ADVERTISED_BYTES: Final = 1 << 20
+# What is advertised comes spread over a round trip, and the buffer has to hold what comes while this engine waits for
+# the CPU or the GIL. By feel: some switch intervals of 5 ms. In shorter round trips all of it may come meanwhile.
+SHORT_PATH_US: Final = 25_000
+# What a window grows to over such a path: 1.3 Gbit/s in 25 ms. With the pair's buffer less than tcp_rmem[2], 6 MiB.
+SHORT_PATH_WINDOW_BYTES: Final = 4 << 20
+MAX_WINDOW_BYTES: Final = 16 << 20  # what it grows to over a longer one, unless UTPSOCKET_MAX_WINDOW is set
 
 
 class ReceiveShares:
@@ -52,8 +62,9 @@ class ReceiveShares:
 
     budget_bytes         what its connections should advertise together at most: half of the buffer, since payload takes
                          up to twice its size there (docs/performance.md §7)
-    single_share_bytes   what a single connection may advertise if its peer's datagrams come merged, which take hardly
-                         more than their payload
+    single_share_bytes   what a single connection may advertise over a short path if its peer's datagrams come merged,
+                         which take hardly more than their payload
+    max_window_bytes     what the window of a connection grows to at most, whatever its path
     """
 
     __slots__ = (
@@ -66,11 +77,14 @@ class ReceiveShares:
         "_limit_bytes",
         "_min_share_bytes",
         "_merged_runs",
+        "max_window_bytes",
         "single_share_bytes",
         "budget_bytes",
     )
 
-    def __init__(self, buffer_bytes: int) -> None:
+    def __init__(self, buffer_bytes: int, max_window_bytes: int = MAX_WINDOW_BYTES) -> None:
+        self.max_window_bytes = max_window_bytes
+        buffer_bytes = max(_MIN_BUFFER_BYTES, buffer_bytes)
         self.budget_bytes = budget_bytes = buffer_bytes // 2
         self.single_share_bytes = buffer_bytes * 9 // 10
         self._merged_runs = 0  # in a row, up to _SURE_RUNS
@@ -87,6 +101,16 @@ class ReceiveShares:
     def initial_share_bytes(self, connections: int) -> int:
         """What a connection may advertise that has received nothing yet, with so many connections on this port."""
         return max(self._min_share_bytes, self.budget_bytes // max(1, connections))
+
+    def grown_window_bytes(self, path_us: int) -> int:
+        """What the window of a connection may grow to.
+
+        path_us   its path's round trip without queues, 0 if unknown
+        """
+        window_bytes = min(SHORT_PATH_WINDOW_BYTES, self.single_share_bytes)
+        if path_us > SHORT_PATH_US:
+            window_bytes = window_bytes * path_us // SHORT_PATH_US
+        return min(window_bytes, self.max_window_bytes)
 
     def on_data(self, bridge: Bridge, run_bytes: int, *, now: int) -> None:
         """A run came for this connection: it is active, and may advertise what an active one may (receive.share_bytes).
@@ -116,7 +140,12 @@ class ReceiveShares:
             share_bytes = min(self.single_share_bytes, self._limit_bytes)
         else:
             share_bytes = min(self.budget_bytes, self._limit_bytes) // active
-        bridge.connection.receive.share_bytes = max(self._min_share_bytes, share_bytes)
+        if share_bytes < self._min_share_bytes:
+            share_bytes = self._min_share_bytes
+        path_us = bridge.receive_buffer.path_us
+        if path_us > SHORT_PATH_US:
+            share_bytes = share_bytes * path_us // SHORT_PATH_US
+        bridge.connection.receive.share_bytes = share_bytes
 
     def on_drained(self, *, now: int) -> None:
         """All was received."""
