@@ -150,3 +150,12 @@ def test_round_trips_stand_for_the_delays_that_a_peer_does_not_measure() -> None
     assert controller.queueing_delay_us == 17_000
     controller.on_delay(3_000_000_000, now=1_000_000)
     assert controller.queueing_delay_us == 0, "the first one of its own begins anew"
+
+
+def test_a_base_delay_is_forgotten_after_thirteen_minutes() -> None:
+    """RFC 6817's BASE_HISTORY, of delays that have risen slowly: no step tells a route from a queue."""
+    trace = Trace(every_us=100_000)
+    trace.run(10)
+    trace.run(10, lambda second: 5_000 * second)
+    assert trace.run(12 * 60, lambda second: 50_000)[-1] == 50_000
+    assert trace.run(2 * 60, lambda second: 50_000)[-1] == 0

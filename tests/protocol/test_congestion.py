@@ -349,3 +349,72 @@ def test_a_loss_while_ledbat_plus_plus_is_slowed_down_halves_what_it_goes_back_t
         getattr(made.controller, loses)(now=made.now)
         windows = standing(made, 0, 0.5)
         assert before * 0.4 <= max(windows) <= before * 0.7
+
+
+# ── RFC 6817 and the draft: what has no test above; docs/congestion.md ──
+
+
+@pytest.mark.parametrize("name", ["ledbat", "ledbat++"])
+def test_the_queueing_delay_is_the_least_of_the_last_three_samples(name: str) -> None:
+    """RFC 6817's FILTER() and CURRENT_FILTER."""
+    made = path(name, 50_000)
+    estimates = []
+    for queueing_us in (30_000, 30_000, 30_000, 10_000, 40_000, 40_000, 40_000):
+        made.controller.on_delay(BASE_US + queueing_us, now=made.now)
+        estimates.append(made.controller.queueing_delay_us)
+    assert estimates[2:] == [30_000, 10_000, 10_000, 10_000, 40_000]
+
+
+@pytest.mark.parametrize(("name", "target_us"), [("ledbat", 100_000), ("ledbat++", 60_000)])
+def test_slow_start_goes_back_at_the_first_queue_and_ends_below_the_target(name: str, target_us: int) -> None:
+    """RFC 9406 in place of what RFC 6817 leaves open; the draft ends slow start at three quarters of the target."""
+    made = path(name, rtt_us=200_000)
+    for _ in range(3):
+        made.round_trip()
+    doubled = made.controller.window_bytes
+    made.round_trip(20_000, acks=4)
+    assert doubled // 2 <= made.controller.window_bytes < doubled, "a queue of an eighth of the round trip, or 16 ms"
+    assert made.controller.is_slow_start
+    before = made.controller.window_bytes
+    made.round_trip(10_000)
+    assert made.controller.window_bytes <= before * 3 // 2, (
+        "by a quarter in a round trip, and some acks of the one before"
+    )
+    made.round_trip(target_us * 4 // 5)
+    assert not made.controller.is_slow_start
+
+
+def test_a_queue_of_three_quarters_of_the_target_ends_slow_start_at_once() -> None:
+    for name, target_us in (("ledbat", 100_000), ("ledbat++", 60_000)):
+        made = path(name)
+        made.round_trip()
+        made.round_trip(target_us * 3 // 4, acks=4)
+        assert not made.controller.is_slow_start
+
+
+@pytest.mark.parametrize("queueing_us", [10_000, 30_000, 55_000])
+def test_below_the_target_ledbat_plus_plus_grows_by_as_much_whatever_the_queue(queueing_us: int) -> None:
+    """The draft: W += GAIN, and not RFC 6817's part of it."""
+    made = plus_plus(100_000)
+    made.round_trip(queueing_us)
+    before = made.controller.window_bytes
+    made.round_trip(queueing_us)
+    assert made.controller.window_bytes - before == pytest.approx(3_000, abs=120)
+
+
+def test_ledbat_plus_plus_waits_nine_times_as_long_as_its_last_slowdown_took() -> None:
+    """So that slowdowns cost a tenth of the path at most."""
+    made = plus_plus(200_000)
+    made.rtt_us = 300_000
+    begins: list[int] = []
+    ends: list[int] = []
+    was_slow = False
+    for _ in range(400):
+        made.round_trip(30_000, acks=1)
+        is_slow = made.controller._slowdown_began_at >= 0  # type: ignore[attr-defined]
+        if is_slow != was_slow:
+            (begins if is_slow else ends).append(made.now)
+        was_slow = is_slow
+    assert len(ends) >= 2
+    for begin, end, following in zip(begins, ends, begins[1:], strict=False):
+        assert following - end >= 9 * (end - begin) - 2 * made.rtt_us
