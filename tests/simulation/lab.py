@@ -90,6 +90,14 @@ def cubic_joins(controller: str | None) -> Iterator[Figure]:
     yield Figure("back at 90 % after", scene.reaches(0, 0.9 * FULL, 70), "s", "<= 3", "2 to 4.5")
 
 
+def bbr_joins(controller: str | None) -> Iterator[Figure]:
+    """BBR for 40 s beside a flow that was there, a deep buffer."""
+    scene = Scene(DEEP, None, [Flow("utp"), Flow("bbr", 30, 70)], seconds=110, controller=controller).run()
+    yield Figure("TCP gets", scene.goodput(1, 30, 70), "Mbit/s", ">= 15", "9.35")
+    yield Figure("we keep", scene.goodput(0, 30, 70), "Mbit/s", "", "10.05")
+    yield Figure("back at 90 % after", scene.reaches(0, 0.9 * FULL, 70), "s", "<= 3", "2 to 4.5")
+
+
 def cubic_first(controller: str | None) -> Iterator[Figure]:
     """We begin when CUBIC's queue stands."""
     scene = Scene(DEEP, None, [Flow("cubic"), Flow("utp", 20, 80)], seconds=80, controller=controller).run()
@@ -288,6 +296,7 @@ CASES: dict[str, Callable[[str | None], Iterator[Figure]]] = {
         alone,
         alone_200,
         cubic_joins,
+        bbr_joins,
         cubic_first,
         shallow,
         latecomer,

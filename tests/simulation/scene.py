@@ -1,7 +1,7 @@
 """A bottleneck with flows that come and go, in virtual time, and what is asked of it afterwards.
 
-Kinds of flow: `utp`, our Connection on both sides, byte for byte; `light`, a model of it (light.py); `cubic` and
-`reno`, models of Linux's TCP (tcp.py).
+Kinds of flow: `utp`, our Connection on both sides, byte for byte; `light`, a model of it (light.py); `cubic`,
+`reno` and `bbr`, models of Linux's TCP (tcp.py, bbr.py).
 Times are seconds since the start, rates Mbit/s, delays ms. Goodput and windows are sampled every 0.1 s.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tests.links import Burst
+from tests.simulation.bbr import BbrSender
 from tests.simulation.light import SEGMENT_BYTES, LightReceiver, LightSender
 from tests.simulation.links import Link, Way
 from tests.simulation.tcp import TCPS, Receiver, Sender
@@ -31,7 +32,7 @@ UTP_SHARE = 1_452 / 1_500
 
 @dataclass
 class Flow:
-    """kind           utp, light, or a name of TCPS
+    """kind           utp, light, bbr, or a name of TCPS
     start, end     seconds; it ends abruptly
     is_back        sends against the direction of the others
     total_bytes    ends after so much; 0: never
@@ -237,7 +238,12 @@ class _TcpFlow:
     def __init__(self, scene: Scene, flow: Flow, there: Node, back: Node) -> None:
         self._simulator = scene.simulator
         self.receiver = Receiver(scene.simulator, back)
-        self.sender = Sender(scene.simulator, there, self.receiver, TCPS[flow.kind](), total_bytes=flow.total_bytes)
+        simulator, total_bytes = scene.simulator, flow.total_bytes
+        self.sender: Sender
+        if flow.kind == "bbr":
+            self.sender = BbrSender(simulator, there, self.receiver, total_bytes=total_bytes)
+        else:
+            self.sender = Sender(simulator, there, self.receiver, TCPS[flow.kind](), total_bytes=total_bytes)
 
     def start(self) -> None:
         """Connect."""
@@ -374,7 +380,8 @@ class Scene:
         return self
 
     def _kind(self, flow: Flow) -> str:
-        can_be_light = flow.kind == "utp" and flow.reports_delay and not (flow.ppm or flow.drift or flow.total_bytes)
+        needs_all = self.has_engine_windows or flow.ppm or flow.drift or flow.total_bytes
+        can_be_light = flow.kind == "utp" and flow.reports_delay and not needs_all
         return "light" if self.is_light and can_be_light else flow.kind
 
     def _change(self, change: Change) -> None:
