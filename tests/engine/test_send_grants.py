@@ -303,6 +303,25 @@ def test_a_window_that_lost_nothing_is_the_next_ones_too_on_a_short_path(min_rtt
     assert windows(lossy, last) == [small, small], "a loss ends it"
 
 
+@pytest.mark.parametrize(("path_us", "most_bytes"), [(RTT_US, 5 << 17), (10_000, 5 << 17), (40_000, 4 * (5 << 17))])
+def test_over_a_long_path_more_is_in_flight(path_us: int, most_bytes: int) -> None:
+    """It comes spread over the round trip."""
+    senders = Senders(MEMBERS)
+    senders.write(4 * GRANT_BYTES)
+    for sender in senders:
+        sender.send.recovery.min_rtt_us = path_us
+    senders.run(senders)
+    for _ in range(150):
+        acked = next(sender for sender in senders if sender.in_flight_bytes)
+        acked.send.recovery.min_rtt_us = path_us
+        acked.ack()
+        acked.send.recovery.min_rtt_us = path_us
+        acked.write(GRANT_BYTES)
+        senders.run([acked])
+    in_flight_bytes = sum(sender.in_flight_bytes for sender in senders)
+    assert most_bytes - GRANT_BYTES <= in_flight_bytes <= most_bytes + 2 * GRANT_BYTES
+
+
 def test_a_turn_is_not_spent_on_what_little_window_is_left() -> None:
     senders = Senders(MEMBERS)
     sender = senders[0]

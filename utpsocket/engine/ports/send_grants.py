@@ -9,7 +9,8 @@ hold. Acks, retransmissions, FINs and short messages need none.
 
 How much may be in flight together: at first the largest window that the peer has advertised to one of them. After each
 grant without a loss 18 KiB more, up to 640 KiB, since a receiver advertises little before its program has read
-anything; after a loss half, but not less than at first.
+anything; after a loss half, but not less than at first. Over a path whose shortest round trip is longer than 10 ms it
+is up to 640 KiB for each 10 ms, since what is in flight then comes spread over the round trip.
 
     Example. Datagrams of 1,472 bytes, 1,452 of them payload; 44 fit into one system call. A grant is two calls: 88
     packets, 127,776 bytes, as far as the connection's own windows let them out. Each of 1,000 connections has 1 MB to
@@ -40,7 +41,8 @@ _REST_SHARE: Final = 8  # a grant may be larger by this part if then nothing is 
 _UNORDERED_MEMBERS: Final = 16  # so few connections need no grants; by feel
 _NONE: Final[list[Bridge]] = []
 _MORE_PER_GRANT_BYTES: Final = GRANT_BYTES // 8  # in flight together, after each grant without a loss; by feel
-# In flight together at most: the bursts are short, and take several times their payload of the peer's socket buffer.
+# In flight together at most, over a short path: the bursts are short, and take several times their payload of the
+# peer's socket buffer.
 _MAX_IN_FLIGHT_BYTES: Final = 5 << 17
 
 
@@ -210,7 +212,10 @@ class GrantQueue:
             self._lossless_window_bytes = 0
             self._max_in_flight_bytes = max(self._peer_window_bytes, self._max_in_flight_bytes // 2)
             return
-        self._max_in_flight_bytes = min(_MAX_IN_FLIGHT_BYTES, self._max_in_flight_bytes + _MORE_PER_GRANT_BYTES)
+        most_bytes, path_us = _MAX_IN_FLIGHT_BYTES, send.recovery.min_rtt_us
+        if path_us > PACED_FROM_RTT_US:
+            most_bytes = most_bytes * path_us // PACED_FROM_RTT_US
+        self._max_in_flight_bytes = min(most_bytes, self._max_in_flight_bytes + _MORE_PER_GRANT_BYTES)
         if controller.window_bytes >= self._lossless_window_bytes:
             self._lossless_window_bytes = min(controller.window_bytes, GRANT_BYTES)
         elif 0 < send.recovery.min_rtt_us <= PACED_FROM_RTT_US:
