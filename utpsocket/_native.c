@@ -5,6 +5,7 @@
 
        receive, send                      KeepingStream                       engine/kernel/syscalls.py
        receive_datagram, send_datagram    KeepingDatagrams                    engine/kernel/syscalls.py
+       receive_datagrams                  Inbound                             engine/kernel/mmsg.py
        send_run                           compose(), then KeepingDatagrams    protocol/runs.py
        check_run                          check_run_in_python()               protocol/runs.py
        connect_pair                       _pair_at(), _fill_send_buffer()     sockets/fd_pair.py
@@ -65,7 +66,17 @@ enum {
     MAX_KEY_BYTES = 32,     /* the same */
     DIGEST_BYTES = 8,       /* engine/kernel/fd_name_key.py */
     TAG_BYTES = 11,         /* the same */
+    ROOM_BYTES = 65536,     /* engine/kernel/mmsg.py */
 };
+
+/* What receive_datagrams() needs of its caller's memory for each datagram, as engine/kernel/mmsg.py has it. */
+struct record {
+    struct mmsghdr message;
+    struct iovec pieces[2];
+    char name[32];    /* its NAME_BYTES */
+    char control[64]; /* its CONTROL_BYTES */
+};
+_Static_assert(sizeof(struct record) == 192, "NATIVE_RECORD_BYTES of engine/kernel/mmsg.py");
 
 /* What check_run() returns, as protocol/runs.py has it. */
 enum { UNIFORM = 1, CLEAN = 2, ONE_TIME = 4 };
@@ -300,6 +311,17 @@ send_views(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 
 /* ── datagrams, in ── */
 
+/* Append an object to a list, and drop it. -1 with an exception, also where it is NULL. */
+static int
+append(PyObject *list, PyObject *object)
+{
+    if (object == NULL)
+        return -1;
+    int failed = PyList_Append(list, object);
+    Py_DECREF(object);
+    return failed;
+}
+
 /* A tuple of these objects, which it takes over; NULL if one of them is NULL. */
 static PyObject *
 tuple_of(PyObject **objects, Py_ssize_t count)
@@ -351,13 +373,16 @@ receive_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     int wants_name = PyObject_IsTrue(args[3]);
     if (wants_name < 0)
         return NULL;
+    if (ancillary_bytes > CONTROL_BYTES)
+        ancillary_bytes = CONTROL_BYTES;
+    memset(control.bytes, 0, (size_t)ancillary_bytes); /* the kernel leaves out what aligns */
     struct msghdr message = {
         .msg_name = wants_name ? &name : NULL,
         .msg_namelen = wants_name ? sizeof name : 0,
         .msg_iov = &room,
         .msg_iovlen = 1,
         .msg_control = ancillary_bytes ? control.bytes : NULL,
-        .msg_controllen = ancillary_bytes < CONTROL_BYTES ? (size_t)ancillary_bytes : CONTROL_BYTES,
+        .msg_controllen = (size_t)ancillary_bytes,
     };
     ssize_t size = recvmsg(fd, &message, MSG_DONTWAIT);
     if (size < 0)
@@ -366,6 +391,111 @@ receive_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     size_t control_bytes = message.msg_controllen < CONTROL_BYTES ? message.msg_controllen : CONTROL_BYTES;
     size_t name_bytes = !wants_name ? 0 : message.msg_namelen < sizeof name ? message.msg_namelen : sizeof name;
     return received(size, control.bytes, control_bytes, message.msg_flags, (char *)&name, name_bytes);
+}
+
+PyDoc_STRVAR(receive_datagrams_doc, "receive_datagrams(fd, room: memoryview, stride, max_datagrams, wants_name, \
+ancillary_bytes, memory, overflow) -> int | list[tuple[int, int, int, int, bytes, bytes]]\n\n\
+recvmmsg(2): each datagram into a slot of `stride` bytes, what it has no room for into 64 KiB of `overflow`. Returns\n\
+groups of datagrams as engine/kernel/mmsg.py has them (Raw), or a negative errno.\n\n\
+memory    NATIVE_RECORD_BYTES for each of max_datagrams; nothing in it outlasts the call");
+
+/* The kernel tells the size of an address, which may be more than it had room for. */
+static size_t
+name_size(const struct msghdr *header)
+{
+    const size_t most = sizeof(((struct record *)0)->name);
+    return header->msg_namelen < most ? header->msg_namelen : most;
+}
+
+static size_t
+control_size(const struct msghdr *header)
+{
+    const size_t most = sizeof(((struct record *)0)->control);
+    return header->msg_controllen < most ? header->msg_controllen : most;
+}
+
+/* Whether two datagrams have one source address and equal ancillary data. */
+static int
+are_alike(const struct msghdr *one, const struct msghdr *other)
+{
+    return name_size(one) == name_size(other) && control_size(one) == control_size(other) &&
+           (!one->msg_namelen || !memcmp(one->msg_name, other->msg_name, name_size(one))) &&
+           (!one->msg_controllen || !memcmp(one->msg_control, other->msg_control, control_size(one)));
+}
+
+static PyObject *
+group_of(const struct mmsghdr *messages, Py_ssize_t first, Py_ssize_t stop)
+{
+    const struct msghdr *header = &messages[first].msg_hdr;
+    PyObject *objects[] = {
+        PyLong_FromSsize_t(first),
+        PyLong_FromSsize_t(stop - first),
+        PyLong_FromUnsignedLong(messages[first].msg_len),
+        PyLong_FromUnsignedLong(messages[stop - 1].msg_len),
+        PyBytes_FromStringAndSize(header->msg_name, (Py_ssize_t)name_size(header)),
+        PyBytes_FromStringAndSize(header->msg_control, (Py_ssize_t)control_size(header)),
+    };
+    return tuple_of(objects, 6);
+}
+
+static PyObject *
+receive_datagrams(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec room, memory_found, overflow;
+    if (wrong_count("receive_datagrams", nargs, 8) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    if (fd < 0 || view_memory(args[1], 1, &room) < 0)
+        return NULL;
+    Py_ssize_t stride = number(args[2]), most = stride < 0 ? -1 : number(args[3]);
+    int wants_name = most < 0 ? -1 : PyObject_IsTrue(args[4]);
+    Py_ssize_t ancillary_bytes = wants_name < 0 ? -1 : number(args[5]);
+    if (ancillary_bytes < 0 || memory(args[6], 1, &memory_found) < 0 || memory(args[7], 1, &overflow) < 0)
+        return NULL;
+    struct record *records = memory_found.iov_base;
+    if (!stride || !most || most > MAX_RUN_PACKETS || (size_t)most > room.iov_len / (size_t)stride ||
+        (size_t)most > memory_found.iov_len / sizeof *records || (size_t)most > overflow.iov_len / ROOM_BYTES ||
+        (uintptr_t)records % _Alignof(struct record)) {
+        PyErr_SetString(PyExc_ValueError, "beyond the room");
+        return NULL;
+    }
+    size_t name_bytes = wants_name ? sizeof records->name : 0;
+    size_t control_bytes = sizeof records->control;
+    if ((size_t)ancillary_bytes < control_bytes)
+        control_bytes = (size_t)ancillary_bytes;
+    /* recvmmsg() wants the headers side by side, so the records begin with a column of these. */
+    struct mmsghdr *messages = memory_found.iov_base;
+    struct iovec *pieces = (struct iovec *)(messages + most);
+    char *names = (char *)(pieces + 2 * most), *controls = names + most * (Py_ssize_t)sizeof records->name;
+    if (control_bytes)
+        memset(controls, 0, (size_t)most * sizeof records->control); /* the kernel leaves out what aligns */
+    for (Py_ssize_t i = 0; i < most; i++) {
+        pieces[2 * i] = (struct iovec){(char *)room.iov_base + i * stride, (size_t)stride};
+        pieces[2 * i + 1] = (struct iovec){(char *)overflow.iov_base + i * ROOM_BYTES, ROOM_BYTES};
+        messages[i] = (struct mmsghdr){.msg_hdr = {
+            .msg_name = name_bytes ? names + i * (Py_ssize_t)sizeof records->name : NULL,
+            .msg_namelen = (socklen_t)name_bytes,
+            .msg_iov = &pieces[2 * i],
+            .msg_iovlen = 2,
+            .msg_control = control_bytes ? controls + i * (Py_ssize_t)sizeof records->control : NULL,
+            .msg_controllen = control_bytes,
+        }};
+    }
+    int count = recvmmsg(fd, messages, (unsigned)most, MSG_DONTWAIT, NULL);
+    if (count < 0)
+        return PyLong_FromLong(-errno);
+    PyObject *groups = PyList_New(0);
+    Py_ssize_t first = 0;
+    for (Py_ssize_t i = 1; groups != NULL && i <= count; i++) {
+        if (i < count && messages[i].msg_len && messages[i].msg_len <= messages[first].msg_len &&
+            messages[i - 1].msg_len >= messages[first].msg_len &&
+            are_alike(&messages[i].msg_hdr, &messages[i - 1].msg_hdr))
+            continue;
+        if (append(groups, group_of(messages, first, i)) < 0)
+            Py_CLEAR(groups);
+        first = i;
+    }
+    return groups;
 }
 
 /* ── datagrams, out ── */
@@ -573,17 +703,6 @@ is_list(PyObject *object)
         return 1;
     PyErr_SetString(PyExc_TypeError, "a list is needed");
     return 0;
-}
-
-/* Append an object to a list, and drop it. -1 with an exception, also where it is NULL. */
-static int
-append(PyObject *list, PyObject *object)
-{
-    if (object == NULL)
-        return -1;
-    int failed = PyList_Append(list, object);
-    Py_DECREF(object);
-    return failed;
 }
 
 /* An abstract name as the kernel reads it. Returns its size; 0 with an exception. */
@@ -1221,6 +1340,7 @@ static PyMethodDef functions[] = {
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, receive_doc},
     {"send", (PyCFunction)(void (*)(void))send_views, METH_FASTCALL, send_doc},
     {"receive_datagram", (PyCFunction)(void (*)(void))receive_datagram, METH_FASTCALL, receive_datagram_doc},
+    {"receive_datagrams", (PyCFunction)(void (*)(void))receive_datagrams, METH_FASTCALL, receive_datagrams_doc},
     {"send_datagram", (PyCFunction)(void (*)(void))send_datagram, METH_FASTCALL, send_datagram_doc},
     {"send_run", (PyCFunction)(void (*)(void))send_run, METH_FASTCALL, send_run_doc},
     {"check_run", (PyCFunction)(void (*)(void))check_run, METH_FASTCALL, check_run_doc},

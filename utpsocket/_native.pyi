@@ -1,5 +1,8 @@
 # Types of _native.c, which has the documentation.
 
+from mmap import mmap
+
+from utpsocket.engine.kernel.mmsg import Raw
 from utpsocket.protocol import Address
 
 def receive(fd: int, spans: list[memoryview], /) -> int: ...
@@ -7,6 +10,17 @@ def send(fd: int, views: list[memoryview], /) -> int: ...
 def receive_datagram(
     fd: int, room: memoryview, ancillary_bytes: int, wants_name: bool, /
 ) -> tuple[int, bytes, int, bytes]: ...
+def receive_datagrams(
+    fd: int,
+    room: memoryview,
+    stride: int,
+    max_datagrams: int,
+    wants_name: bool,
+    ancillary_bytes: int,
+    memory: bytearray,
+    overflow: mmap,
+    /,
+) -> int | list[Raw]: ...
 def send_datagram(
     fd: int, data: bytes | bytearray, start: int, stop: int, control: bytes | None, name: bytes | None, /
 ) -> int: ...

@@ -34,6 +34,7 @@ from tests.conftest import open_descriptors
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.kernel import high_fds, native_calls, syscalls
 from utpsocket.engine.kernel.epoll_sleep import EVENT
+from utpsocket.engine.kernel.mmsg import NATIVE_RECORD_BYTES
 from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
 from utpsocket.engine.kernel.poller import epoll_ctl_in_python, polled_in_python
 from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream
@@ -103,6 +104,8 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def kinds(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """NativeStream and NativeDatagrams use that module."""
     monkeypatch.setattr(native_calls, "_native", native, raising=False)
+    if not IS_COMPILED:
+        monkeypatch.setattr(native_calls, "_records", bytearray(MAX_RUN_PACKETS * NATIVE_RECORD_BYTES))
 
 
 # ── headers ──
@@ -618,6 +621,7 @@ ARGUMENTS = {
     "receive": 2,
     "send": 2,
     "receive_datagram": 4,
+    "receive_datagrams": 8,
     "send_datagram": 6,
     "send_run": 11,
     "check_run": 2,
@@ -732,7 +736,10 @@ def test_the_address_sanitizer_finds_nothing(tmp_path: Path) -> None:
     if asked.returncode or not os.path.isabs(library):
         pytest.skip("needs the library libasan.so")
     made = compiled(tmp_path, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__).resolve())]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += [
+        str(Path(__file__).with_name(name).resolve()) for name in ("test_native.py", "test_native_datagrams.py")
+    ]
     environment = {
         **os.environ,
         GIVEN: str(made),

@@ -4,6 +4,8 @@ Such a call needs an array of headers in memory. Each datagram has a struct mmsg
 into, and room for its source address and its ancillary data. All of it is written once and reused; before a call only a
 few columns of it are set.
 
+The compiled build receives by receive_datagrams() of _native.c, of which Inbound.receive() and groups() are the twin.
+
 Datagrams are received into slots at equal distances, so that equal ones of one source are a Run without copying. What
 is longer than its slot goes on in a second piece of memory (overflow()), so that no datagram is truncated.
 
@@ -39,6 +41,8 @@ _RECORD_BYTES: Final = NAME_BYTES + CONTROL_BYTES
 _HEADER: Final = struct.Struct("@QI4xQQQQi4xI4x")  # struct mmsghdr: name, iovecs, control, flags; its datagram's size
 _HEADER_BYTES: Final = 64
 _IOVEC: Final = struct.Struct("@QQ")
+# What receive_datagrams() of _native.c needs for each datagram: its header, two pieces of memory, and a record.
+NATIVE_RECORD_BYTES: Final = _HEADER_BYTES + 2 * _IOVEC.size + _RECORD_BYTES
 _NAMELEN: Final[Layout[tuple[int]]] = struct.Struct("@8xI")
 _CONTROLLEN: Final[Layout[tuple[int]]] = struct.Struct("@40xQ")
 _SIZE_WORD: Final = 14  # of a header's sixteen: msg_len
@@ -73,7 +77,6 @@ class Inbound:
         "_layout",
         "_layouts",
         "_memory",
-        "_overflow",
         "_placed",
         "_records",
         "_recvmmsg",
@@ -81,16 +84,17 @@ class Inbound:
         "_slot_bases",
         "_slot_bytes",
         "_used",
+        "overflow_memory",
     )
 
     def __init__(self) -> None:
         self._recvmmsg = libc.recvmmsg
         records = bytearray(MAX_DATAGRAMS_IN * _RECORD_BYTES)
         # Not a bytearray, all of whose 16 MiB would be written to. Of this the kernel gives as much as is used.
-        self._overflow = mmap(-1, MAX_DATAGRAMS_IN * ROOM_BYTES, MAP_PRIVATE | MAP_ANONYMOUS)
+        self.overflow_memory = mmap(-1, MAX_DATAGRAMS_IN * ROOM_BYTES, MAP_PRIVATE | MAP_ANONYMOUS)
         iovecs = bytearray(MAX_DATAGRAMS_IN * 2 * _IOVEC.size)
         headers = bytearray(MAX_DATAGRAMS_IN * _HEADER_BYTES)
-        overflow_at = _address(self._overflow)
+        overflow_at = _address(self.overflow_memory)
         for index in range(MAX_DATAGRAMS_IN):
             _IOVEC.pack_into(iovecs, 32 * index + 16, overflow_at + index * ROOM_BYTES, ROOM_BYTES)
         self._memory = records, iovecs, headers
@@ -252,7 +256,7 @@ class Inbound:
 
     def overflow(self, index: int, count: int) -> memoryview:
         """The last `count` bytes of a datagram, those that its slot had no room for."""
-        return memoryview(self._overflow)[index * ROOM_BYTES : index * ROOM_BYTES + count]
+        return memoryview(self.overflow_memory)[index * ROOM_BYTES : index * ROOM_BYTES + count]
 
 
 class Answers:

@@ -7,9 +7,11 @@ Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), sendmmsg(2), cm
 from __future__ import annotations
 
 from collections.abc import Callable
+from mmap import mmap
 from typing import ClassVar, Final, Literal, TypeAlias, final
 
 from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN, NATIVE_RECORD_BYTES, Raw
 from utpsocket.engine.kernel.syscalls import (
     MAX_NAMES,
     NO_ADDRESS,
@@ -62,17 +64,30 @@ class NativeDatagrams:
     KeepingDatagrams: a compiled class has no interpreted one as its base.
     """
 
-    __slots__ = ("_ancillary_bytes", "_fd", "_keeping", "_peer", "_receive", "_send")
+    __slots__ = (
+        "_ancillary_bytes",
+        "_fd",
+        "_keeping",
+        "_overflow_memory",
+        "_peer",
+        "_receive",
+        "_receive_many",
+        "_send",
+    )
     can_send_many: ClassVar[Literal[True]] = True
     can_classify: ClassVar[Literal[True]] = True
 
     def __init__(self, sock: Socket, ancillary_bytes: int, peer: Address | None) -> None:
         self._keeping = KeepingDatagrams(sock, ancillary_bytes, peer)
+        self._overflow_memory = self._keeping.overflow_memory
         self._fd = sock.fileno()
         self._ancillary_bytes = ancillary_bytes
         self._peer = peer
         # Attributes, as NativeStream's.
         self._receive: Callable[[int, memoryview, int, bool], tuple[int, bytes, int, bytes]] = _native.receive_datagram
+        self._receive_many: Callable[[int, memoryview, int, int, bool, int, bytearray, mmap], int | list[Raw]] = (
+            _native.receive_datagrams
+        )
         self._send: Callable[[int, bytes | bytearray, int, int, bytes | None, bytes | None], int] = (
             _native.send_datagram
         )
@@ -123,7 +138,30 @@ class NativeDatagrams:
 
     def receive_many(self, room: memoryview, stride: int, max_datagrams: int) -> int | list[Group]:
         """See PlainDatagrams.receive_many()."""
-        return self._keeping.receive_many(room, stride, max_datagrams)
+        peer = self._peer
+        found = self._receive_many(
+            self._fd,
+            room,
+            stride,
+            max_datagrams,
+            peer is None,
+            self._ancillary_bytes,
+            _records,
+            self._overflow_memory,
+        )
+        if isinstance(found, int):
+            return found
+        return [
+            (
+                first,
+                count,
+                size,
+                last,
+                (known_controls.get(control) or keep_parsed(control)) if control else (),
+                peer if peer is not None else known_addresses.get(name) or self._keeping.parse_name(name),
+            )
+            for first, count, size, last, name, control in found
+        ]
 
     def receive_classified(
         self, room: memoryview, stride: int, max_datagrams: int, ids: set[int], plain_control_bytes: int
@@ -173,6 +211,8 @@ _packed_names: Final[dict[Address, bytes]] = {}
 """Addresses as the kernel reads them."""
 _packed_controls: Final[dict[tuple[tuple[int, int, bytes], ...], bytes]] = {}
 """Ancillary data as the kernel reads it."""
+_records: Final = bytearray(MAX_DATAGRAMS_IN * NATIVE_RECORD_BYTES if IS_COMPILED else 0)
+"""The memory of recvmmsg(2). All ports share it, as Inbound's."""
 _IPPROTO_UDP: Final = 17
 
 AnyStream: TypeAlias = NativeStream | KeepingStream | PlainStream

@@ -17,6 +17,7 @@ import errno
 import functools
 import sys
 from collections.abc import Sequence
+from mmap import mmap
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from utpsocket.engine import environment
@@ -342,6 +343,11 @@ class KeepingDatagrams:
     def overflow(self, index: int, count: int) -> memoryview:
         """See PlainDatagrams.overflow()."""
         return _inbound.overflow(index, count)
+
+    @property
+    def overflow_memory(self) -> mmap:
+        """What overflow() looks into. All sockets share it."""
+        return _inbound.overflow_memory
 
     def parse_name(self, name: bytes) -> Address:
         """An address as the socket module writes it, of the kernel's struct sockaddr. It is kept in known_addresses."""
