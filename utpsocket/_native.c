@@ -17,6 +17,7 @@
        write                              posix.write()
        read_fields                        read_fields_in_python()             protocol/packet.py
        compose_lone                       compose_lone_in_python()            protocol/packet.py
+       join_views                         join_views_in_python()              protocol/reassembly.py
        epoll_wait                         libc.epoll_wait                     engine/interpreter/libc.py
        epoll_ctl                          epoll_ctl_in_python()               engine/kernel/poller.py
        poll_one                           polled_in_python()                  engine/kernel/poller.py
@@ -1328,6 +1329,50 @@ compose_lone(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return datagram;
 }
 
+PyDoc_STRVAR(join_views_doc, "join_views(views: list[memoryview]) -> bytes\n\n\
+The content of all of them, one after the other. See protocol/reassembly.py.");
+
+static PyObject *
+join_views(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec found;
+    if (wrong_count("join_views", nargs, 1) < 0)
+        return NULL;
+    if (!PyList_CheckExact(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "a list is needed");
+        return NULL;
+    }
+    /* Views only: nothing is called that could change the list or their sizes between the two loops. */
+    Py_ssize_t count = PyList_GET_SIZE(args[0]);
+    size_t total = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *view = PyList_GET_ITEM(args[0], i);
+        if (!PyMemoryView_Check(view)) {
+            PyErr_SetString(PyExc_TypeError, "a list of views is needed");
+            return NULL;
+        }
+        if (view_memory(view, 0, &found) < 0)
+            return NULL;
+        if (found.iov_len > (size_t)PY_SSIZE_T_MAX - total)
+            return PyErr_NoMemory();
+        total += found.iov_len;
+    }
+    PyObject *joined = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
+    if (joined == NULL)
+        return NULL;
+    char *at = PyBytes_AS_STRING(joined);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (view_memory(PyList_GET_ITEM(args[0], i), 0, &found) < 0) {
+            Py_DECREF(joined);
+            return NULL;
+        }
+        if (found.iov_len)
+            memcpy(at, found.iov_base, found.iov_len);
+        at += found.iov_len;
+    }
+    return joined;
+}
+
 static PyMethodDef functions[] = {
     {"connect_pair", (PyCFunction)(void (*)(void))connect_pair, METH_FASTCALL, connect_pair_doc},
     {"listen_at", (PyCFunction)(void (*)(void))listen_at, METH_FASTCALL, listen_at_doc},
@@ -1350,6 +1395,7 @@ static PyMethodDef functions[] = {
     {"wait_readable", (PyCFunction)(void (*)(void))wait_readable, METH_FASTCALL, wait_readable_doc},
     {"poll_one", (PyCFunction)(void (*)(void))poll_one, METH_FASTCALL, poll_one_doc},
     {"compose_lone", (PyCFunction)(void (*)(void))compose_lone, METH_FASTCALL, compose_lone_doc},
+    {"join_views", (PyCFunction)(void (*)(void))join_views, METH_FASTCALL, join_views_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -47,6 +47,7 @@ from utpsocket.protocol.packet import (
     encode,
     read_fields_in_python,
 )
+from utpsocket.protocol.reassembly import join_views_in_python
 from utpsocket.protocol.runs import MAX_RUN_PACKETS, Transmit, check_run_in_python
 from utpsocket.sockets import fd_pair
 
@@ -247,6 +248,18 @@ def test_a_lone_packet_is_composed_alike(
         ack=ack,
     )
     assert datagram == header + memory[start:stop]
+
+
+@several
+@given(pieces=st.lists(st.binary(max_size=90), max_size=9), is_writable=st.booleans(), cut=st.integers(0, 90))
+def test_views_are_joined_alike(native: Any, pieces: list[bytes], is_writable: bool, cut: int) -> None:
+    views = [memoryview(bytearray(piece) if is_writable else piece)[cut:] for piece in pieces]
+    joined = native.join_views(views)
+    assert type(joined) is bytes
+    assert joined == join_views_in_python(views)
+    for wrong in ([*views, b"bytes"], [*views, memoryview(b"1234")[::2]], tuple(views), memoryview(b"1")):
+        with pytest.raises(WRONG):
+            native.join_views(wrong)
 
 
 # ── streams ──
@@ -635,6 +648,7 @@ ARGUMENTS = {
     "write": 2,
     "read_fields": 1,
     "compose_lone": 9,
+    "join_views": 1,
     "epoll_wait": 4,
     "epoll_ctl": 4,
     "poll_one": 2,
@@ -658,7 +672,7 @@ def test_no_argument_makes_it_do_anything_but_raise_or_return(native: Any, name:
     given_count = data.draw(st.sampled_from([wanted, wanted, wanted, wanted, 0, wanted - 1, wanted + 1]))
     arguments: list[Any] = [data.draw(objects) for _ in range(given_count)]
     is_for_no_socket = data.draw(st.sampled_from([True, True, True, False]))
-    is_system_call = name not in ("check_run", "compose_lone", "read_fields", "tagged")
+    is_system_call = name not in ("check_run", "compose_lone", "join_views", "read_fields", "tagged")
     if is_system_call and arguments and is_for_no_socket:
         arguments[0] = no_fd()
     elif is_system_call and arguments and isinstance(arguments[0], int):

@@ -10,10 +10,10 @@ Sources: BEP 29 "selective ack"; docs/protocol.md §4, §7.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from enum import Enum
-from itertools import accumulate
 from typing import Final
+
+from utpsocket.protocol.native import native_or
 
 # How many packets behind a hole are kept at most: it bounds what a flood of tiny packets costs. Eight times libutp's.
 MAX_OUT_OF_ORDER_PACKETS: Final = 8_192
@@ -25,6 +25,14 @@ _SMALL_PIECE_BYTES: Final = 16_384
 # Payloads that are smaller on average are joined when a hole is filled: to handle each costs more than to copy it. By
 # feel.
 _JOINED_BELOW_BYTES: Final = 256
+
+
+def join_views_in_python(views: list[memoryview]) -> bytes:
+    """The content of all of them, one after the other."""
+    return b"".join(views)
+
+
+join_views: Final = native_or(join_views_in_python, "join_views")
 
 
 class Insertion(Enum):
@@ -204,10 +212,17 @@ class Reassembly:
             self._own_pieces = 0
             return
         left = self.ready
-        ends = [*accumulate(map(len, left))]
-        taken = bisect_right(ends, count)
-        if taken:
-            count -= ends[taken - 1]
+        # How many pieces were taken, and so many bytes of the next one: counted from the nearer end.
+        if count < ready_bytes:
+            taken = 0
+            while count >= len(left[taken]):
+                count -= len(left[taken])
+                taken += 1
+        else:
+            taken, count = len(left), -ready_bytes
+            while count < 0:
+                taken -= 1
+                count += len(left[taken])
         own = left[taken : self._own_pieces]
         borrowed = left[max(taken, self._own_pieces) :]
         if count:
@@ -218,7 +233,7 @@ class Reassembly:
         if borrowed:
             if own and len(own[-1]) < _SMALL_PIECE_BYTES:
                 borrowed.insert(0, own.pop())
-            own.append(memoryview(b"".join(borrowed)))
+            own.append(memoryview(join_views(borrowed)))
         self.ready = own
         self._own_pieces = len(own)
 
