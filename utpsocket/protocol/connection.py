@@ -486,12 +486,27 @@ class Connection:
         if packet is not None:
             self._handle_packet(packet, now=now)
             return
-        for datagram in run.datagrams() if len(run.data) > run.stride else (run.data,):
+        is_alone = len(run.data) <= run.stride
+        for datagram in (run.data,) if is_alone else run.datagrams():
+            if not is_alone and self._handle_state(datagram, now=now):
+                continue
             packet = decode(datagram)
             if packet is None:
                 self._dropped_packets += 1
             else:
                 self._handle_packet(packet, now=now)
+
+    def _handle_state(self, datagram: memoryview, *, now: int) -> bool:
+        """One of several datagrams, as acks of a receiver without UDP_SEGMENT come: handle it if it is a STATE without
+        extensions of an established connection, as handle_run() does a lone one. Returns whether it is.
+        """
+        if self.state is not CONNECTED or len(datagram) != HEADER_BYTES or datagram[0] != STATE_BYTE or datagram[1]:
+            return False
+        if not fastpath.handle_ack(self.send, self.receive, self.recv_id, self._handshake.syn_seq, datagram, now=now):
+            return False
+        if self.send.is_finishing or self.receive.is_discarding:
+            self.close_if_finished(now=now)
+        return True
 
     def _handle_packet(self, packet: Packet, *, now: int) -> None:
         """Check whether one packet is of this connection's peer; if so, _accept() handles it. This is the specification
