@@ -7,6 +7,7 @@ instant all must be in equal state and have said the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,8 +29,17 @@ ADDR = ("192.0.2.1", 9)
 STAMPS = st.sampled_from([5, 6, 55, 300, 301, 9_000, 0, 0xFFFFFFFF, 0x90000000])
 
 
-def connected(*, buffer_bytes: int = 200_000, rtt_us: int = 20_000, congestion: str = DEFAULT_CONTROLLER) -> Connection:
-    """An initiator whose SYN was just answered."""
+def connected(
+    *,
+    buffer_bytes: int = 200_000,
+    rtt_us: int = 20_000,
+    congestion: str = DEFAULT_CONTROLLER,
+    answers_wanted: int | None = None,
+) -> Connection:
+    """An initiator whose SYN was just answered.
+
+    answers_wanted   how many messages must be answered before the ack of one waits; None: as usual
+    """
     config = Config(receive_buffer_bytes=buffer_bytes, send_buffer_bytes=1_000_000, congestion=congestion)
     connection = Connection(config, Workspace(), ADDR, recv_id=RECV_ID, first_seq=OUR_SEQ)
     connection.connect(now=1_000)
@@ -38,6 +48,8 @@ def connected(*, buffer_bytes: int = 200_000, rtt_us: int = 20_000, congestion: 
     connection.handle_run(Run(memoryview(answer), len(answer), ADDR), now=1_000 + rtt_us)
     assert connection.state is State.CONNECTED
     connection.poll_event()
+    if answers_wanted is not None:
+        connection.receive._answers_wanted = answers_wanted
     return connection
 
 
@@ -205,26 +217,32 @@ def live(
     st.sampled_from([2_000, 200_000]),
     st.sampled_from([2, 4, 6, 8, 56]),
     st.sampled_from([10, 16, paws.MARK_PACKETS]),
+    st.sampled_from([None, 0, 0, 1]),
 )
 def test_runs_may_be_cut_anywhere(
-    script: list[Instant], longest: int, buffer_bytes: int, gap_bytes: int, mark_packets: int
+    script: list[Instant],
+    longest: int,
+    buffer_bytes: int,
+    gap_bytes: int,
+    mark_packets: int,
+    answers_wanted: int | None,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not IS_COMPILED:
             patch.setattr(paws, "MARK_PACKETS", mark_packets)  # no script has tens of thousands of packets
-        cut_anywhere(script, longest, buffer_bytes, gap_bytes)
+        cut_anywhere(script, longest, gap_bytes, buffer_bytes=buffer_bytes, answers_wanted=answers_wanted)
 
 
-def cut_anywhere(script: list[Instant], longest: int, buffer_bytes: int, gap_bytes: int) -> None:
-    whole = live(connected(buffer_bytes=buffer_bytes), script, 64, 64)
-    pieces = live(connected(buffer_bytes=buffer_bytes), script, longest, 64)
-    single = live(connected(buffer_bytes=buffer_bytes), script, 1, 64)
-    plain = live(connected(buffer_bytes=buffer_bytes), script, 1, 64, is_plain=True)
-    spaced = live(connected(buffer_bytes=buffer_bytes), script, 64, 64, gap_bytes)
+def cut_anywhere(script: list[Instant], longest: int, gap_bytes: int, **made_with: Any) -> None:
+    whole = live(connected(**made_with), script, 64, 64)
+    pieces = live(connected(**made_with), script, longest, 64)
+    single = live(connected(**made_with), script, 1, 64)
+    plain = live(connected(**made_with), script, 1, 64, is_plain=True)
+    spaced = live(connected(**made_with), script, 64, 64, gap_bytes)
     if not IS_COMPILED:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SendHalf, "next_flight", SendHalf._next_flight)
-            assert whole == live(connected(buffer_bytes=buffer_bytes), script, 1, 64, is_plain=True)
+            assert whole == live(connected(**made_with), script, 1, 64, is_plain=True)
     assert whole == pieces
     assert whole == spaced
     assert whole == single

@@ -56,6 +56,8 @@ class Composer:
         window_bytes = receive.window_bytes if reassembly.sack_bits else receive.take_ack()
         if receive.unanswered_at:
             receive.on_late_answer(now=now)
+        if receive.message_at:
+            receive.on_answer(now=now)
         count, size = flight.count, flight.last_payload_bytes
         if count == 1 and size and not flight.probe_bytes:
             block, start = send.buffer.locate(flight.offset)

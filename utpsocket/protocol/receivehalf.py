@@ -5,6 +5,11 @@ It is due at once where the sender waits for it: after a packet behind a hole, a
 FIN after ours, or the second packet in order. The ack of a lone packet waits for ACK_DELAY_US, since a program's answer
 carries it without a packet of its own; that of a FIN for FIN_ACK_DELAY_US, since our FIN does.
 
+So does the ack of a whole message where the program answers each, as a client sends its next request. A message is a
+burst whose last packet is shorter than the others: the sender had no more to send, so it does not wait for the ack. Its
+ack waits only after a number of messages in a row were answered within ACK_DELAY_US before anything else came; once one
+waits in vain, twice as many must be. TCP's interactive mode (Linux: inet_csk_enter_pingpong_mode) is the same.
+
 Sources: docs/protocol.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
 """
 
@@ -18,6 +23,10 @@ from utpsocket.protocol.reassembly import DUPLICATE, IN_ORDER, OUT_OF_ORDER, OUT
 from utpsocket.protocol.times import ACK_DELAY_US, NEVER, TIMESTAMP_MASK
 
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
+# As many messages in a row must have been answered at once before the ack of one waits for its answer; at first, and at
+# most. By feel: an ack that waits in vain costs 10 ms, so those must be rare.
+_ANSWERS_WANTED: Final = 8
+_MOST_ANSWERS_WANTED: Final = 4_096
 # How long the ack of a FIN waits for our own FIN. By feel: a program that reads the end of file closes within some ten
 # µs, and a program that waits for the end of its connection (SO_LINGER, the end of a process) waits for this.
 FIN_ACK_DELAY_US: Final = 1_000
@@ -57,6 +66,8 @@ class ReceiveHalf:
     ack_delay_us         how long the ack of a lone packet waits for data that can carry it
     unanswered_at        when a lone packet came whose ack has left without data, until data leaves; 0: none
     unacked_packets      packets received since the last ack left
+    message_at           when a message's last packet came, until data leaves or anything comes; 0: none
+    answered_messages    messages in a row that were answered at once
     difference_us        our clock less the timestamp of the last packet, at its receipt; sent back to the peer. 0: none
                          yet
     peer_difference_us   the same as measured by the peer, from its last packet; 0: none
@@ -66,19 +77,27 @@ class ReceiveHalf:
     received_packets, received_bytes, duplicate_packets, out_of_window_packets   for figures
 
     _advertised_bytes        the window in the last packet that left
+    _answers_wanted          so many answered_messages have the ack of the next one wait
+    _burst_at, _burst_bytes  when the first packet came since the last ack left, and its payload; 0 bytes: no message
+                             can end here, since other packets came later, or something else wants an ack
     _packets_at_last_state   received_packets when the last STATE left
     _window_updates_left     how often that announcement is still repeated
     """
 
     __slots__ = (
         "_advertised_bytes",
+        "_answers_wanted",
+        "_burst_at",
+        "_burst_bytes",
         "_packets_at_last_state",
         "_window_updates_left",
         "ack_at",
         "ack_delay_us",
+        "answered_messages",
         "difference_us",
         "duplicate_packets",
         "is_discarding",
+        "message_at",
         "out_of_window_packets",
         "paws",
         "peer_difference_us",
@@ -104,6 +123,10 @@ class ReceiveHalf:
         self.peer_difference_us = _NO_SAMPLE
         self.share_bytes = capacity_bytes
         self.unacked_packets = 0
+        self.message_at = 0
+        self.answered_messages = 0
+        self._answers_wanted = _ANSWERS_WANTED
+        self._burst_at = self._burst_bytes = 0
         self._advertised_bytes = capacity_bytes
         self._packets_at_last_state = 0
         self.window_update_at = NEVER
@@ -157,7 +180,7 @@ class ReceiveHalf:
         """Whether a DATA or FIN that would be new is from 65,536 packets ago; then an ack of it is due."""
         if seq < self.reassembly.next_seq or not self.paws.drop_if_wrapped(timestamp_us, now=now):
             return False
-        self.ack_at = now
+        self._ack_at_once(now=now)
         return True
 
     def on_run(self, count: int, payloads: list[memoryview], total_bytes: int, *, now: int) -> None:
@@ -165,8 +188,15 @@ class ReceiveHalf:
         self.received_packets += count
         self.received_bytes += total_bytes
         self.window_update_at = NEVER
+        if self.message_at:
+            self._on_unanswered()
         self.reassembly.append_run(count, payloads, total_bytes)
-        self._in_order(count, now=now)
+        first_bytes, last_bytes = len(payloads[0]), len(payloads[-1])
+        if first_bytes == last_bytes:
+            self._in_order(count, first_bytes, now=now)
+        else:
+            self._in_order(count - 1, first_bytes, now=now)
+            self._in_order(1, last_bytes, now=now)
 
     def on_lone(self, payload: memoryview, payload_bytes: int, *, now: int) -> None:
         """on_run() of one packet."""
@@ -177,10 +207,13 @@ class ReceiveHalf:
         reassembly.next_seq += 1
         reassembly.ready.append(payload)
         reassembly.ready_bytes += payload_bytes
-        self.unacked_packets = unacked_packets = self.unacked_packets + 1
-        if unacked_packets >= _ACK_EVERY_PACKETS:
-            self.ack_at = now
-        elif self.ack_at == NEVER:
+        if self.message_at:
+            self._on_unanswered()
+        if self.unacked_packets or self.ack_at != NEVER:
+            self._in_order(1, payload_bytes, now=now)
+        else:
+            self.unacked_packets = 1
+            self._burst_at, self._burst_bytes = now, payload_bytes
             self.ack_at = now + self.ack_delay_us
 
     def on_packet(
@@ -193,35 +226,73 @@ class ReceiveHalf:
         reassembly = self.reassembly
         had_out_of_order = reassembly.sack_bits != 0
         insertion = reassembly.insert(seq, payload, is_fin=is_fin)
+        if self.message_at:
+            self._on_unanswered()
         if insertion is DUPLICATE:
             self.duplicate_packets += 1
-            self.ack_at = now
+            self._ack_at_once(now=now)
             return
         if insertion is OUT_OF_WINDOW:
             self.out_of_window_packets += 1
-            self.ack_at = now
+            self._ack_at_once(now=now)
             return
         self.received_packets += 1
         self.received_bytes += len(payload)
         self.window_update_at = NEVER
         if insertion is OUT_OF_ORDER or had_out_of_order or (is_fin and is_finishing):
             self.unacked_packets += 1
-            self.ack_at = now
+            self._ack_at_once(now=now)
         elif is_fin:
-            self._in_order(1, now=now)
+            self._burst_bytes = 0
+            self._in_order(1, 0, now=now)
             self.ack_at = min(self.ack_at, now + FIN_ACK_DELAY_US)
         else:
-            self._in_order(1, now=now)
+            self._in_order(1, len(payload), now=now)
         if insertion is IN_ORDER:
             self.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
 
-    def _in_order(self, count: int, *, now: int) -> None:
-        """Packets in order: an ack is due now for two of them, or in ack_delay_us for one."""
-        self.unacked_packets += count
-        if self.unacked_packets >= _ACK_EVERY_PACKETS:
-            self.ack_at = now
-        elif self.ack_at == NEVER:
-            self.ack_at = now + self.ack_delay_us
+    def _in_order(self, count: int, payload_bytes: int, *, now: int) -> None:
+        """Packets of one size in order: an ack is due now for two of them, or in ack_delay_us for one, or in
+        ACK_DELAY_US for a message that will be answered.
+        """
+        unacked_packets = self.unacked_packets
+        self.unacked_packets = unacked_packets + count
+        if not unacked_packets:
+            is_first = self.ack_at == NEVER
+            self._burst_at, self._burst_bytes = now, payload_bytes if is_first else 0
+            if count >= _ACK_EVERY_PACKETS:
+                self.ack_at = now
+            elif is_first:
+                self.ack_at = now + self.ack_delay_us
+            return
+        self.ack_at = now
+        burst_bytes = self._burst_bytes
+        if burst_bytes and (payload_bytes != burst_bytes or self._burst_at != now):
+            self._burst_bytes = 0
+            if payload_bytes < burst_bytes and self._burst_at == now:
+                if count > 1:
+                    self.answered_messages = 0
+                    return
+                self.message_at = now
+                if self.answered_messages >= self._answers_wanted:
+                    self.ack_at = now + ACK_DELAY_US
+
+    def _ack_at_once(self, *, now: int) -> None:
+        """Have an ack leave now, whatever else comes."""
+        self.ack_at = now
+        self._burst_bytes = 0
+
+    def _on_unanswered(self) -> None:
+        """Something came after a message before data has left."""
+        self.message_at = self.answered_messages = 0
+
+    def on_answer(self, *, now: int) -> None:
+        """Data leaves that answers a message."""
+        if now - self.message_at <= ACK_DELAY_US:
+            self.answered_messages += 1
+        else:
+            self.answered_messages = 0
+        self.message_at = 0
 
     def finish_delivery(self, count: int, *, now: int) -> None:
         """The application took `count` bytes. An ack is due at once if a closed window has opened, or if the window has
@@ -240,7 +311,7 @@ class ReceiveHalf:
         half = (capacity_bytes if capacity_bytes < share_bytes else share_bytes) // 2
         was_closed = advertised < _WINDOW_UPDATE_BYTES and grown >= min(half, _WINDOW_UPDATE_BYTES)
         if grown >= half or was_closed:
-            self.ack_at = now
+            self._ack_at_once(now=now)
         if was_closed:
             self._window_updates_left = _WINDOW_UPDATES
             self.window_update_at = now + _WINDOW_UPDATE_AGAIN_US
@@ -248,7 +319,7 @@ class ReceiveHalf:
     def on_time(self, *, now: int) -> None:
         """Repeat the announcement of an opened window if it is time. docs/protocol.md §7."""
         if now >= self.window_update_at:
-            self.ack_at = now
+            self._ack_at_once(now=now)
             self._window_updates_left -= 1
             wait_us = _WINDOW_UPDATE_AGAIN_US << (_WINDOW_UPDATES - self._window_updates_left)
             self.window_update_at = now + wait_us if self._window_updates_left else NEVER
@@ -277,6 +348,10 @@ class ReceiveHalf:
             if self.unacked_packets == 1:
                 self.unanswered_at = self.received_at
                 self.ack_delay_us = ACK_DELAY_US  # if it was longer, it was too short all the same
+            elif self.message_at and self.answered_messages >= self._answers_wanted:
+                # It has waited in vain.
+                self._on_unanswered()
+                self._answers_wanted = min(2 * self._answers_wanted, _MOST_ANSWERS_WANTED)
         reassembly = self.reassembly
         window = reassembly.capacity_bytes - reassembly.ready_bytes - reassembly.out_of_order_bytes
         if window < _SEGMENT_BYTES or window > WIRESHARK_WINDOW_BYTES:
