@@ -53,11 +53,11 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
             return False
         paws.on_run(next_seq, count, timestamp_us, timestamps, now=now)
     delay_us = on_timestamps(send, receive, timestamp_us, difference_us, now=now)
-    if timestamps is not None:
-        on_run_timestamps(send, receive, timestamps, now=now)
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
         echo_us = (timestamp_us - delay_us) & TIMESTAMP_MASK if delay_us else -1
         send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=False, now=now)
+    if timestamps is not None:
+        on_run_timestamps(send, receive, timestamps, now=now)
     if ack_paws.is_armed or ack_next_seq >= ack_paws.mark_seq:
         ack_paws.on_acked(flights.una_seq, timestamp_us, now=now)
     receive.on_run(count, run.payloads(), total_bytes, now=now)

@@ -27,5 +27,8 @@ def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, diffe
 
 
 def on_run_timestamps(send: SendHalf, receive: ReceiveHalf, timestamps: array[int], *, now: int) -> None:
-    """Take in the timestamps of the other packets of a run, the first of which has been through on_timestamps()."""
-    receive.difference_us = (now - timestamps[-1]) & TIMESTAMP_MASK
+    """Take in the timestamps of the other packets of a run, after on_timestamps() and on_ack() of the first. None of
+    them is 0.
+    """
+    receive.difference_us = delay_us = (now - timestamps[-1]) & TIMESTAMP_MASK
+    send.controller.on_peer_delay(delay_us)
