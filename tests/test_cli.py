@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import utpsocket
-from utpsocket.cli import INTERRUPTED, demo, main, quantities
+from utpsocket.cli import COMMANDS, INTERRUPTED, demo, main, quantities
 from utpsocket.cli.demo_server import BLOCK_BYTES, Server, make_file
 from utpsocket.cli.progress import Progress
 from utpsocket.protocol.build import BUILD
@@ -242,6 +242,16 @@ def test_help_lists_every_command_and_imports_none() -> None:
     assert ran.stdout.endswith("[]\n")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_two_examples_and_the_exit_status(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    assert exit_.value.code == 0
+    said = capsys.readouterr().out
+    examples = said[said.index("\nexamples:\n") : said.index("\nexit status: ")]
+    assert len(re.findall(rf"\n  \S.* {name}", examples)) >= 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -257,7 +267,9 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "usage:" in said
+    assert said.splitlines()[-1].startswith("utpsocket: ")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -390,7 +402,7 @@ def test_a_server_that_is_no_demo_is_status_1(answer: bytes, capsys: pytest.Capt
         thread.join()
     said = capsys.readouterr()
     assert (status, said.out) == (1, "")
-    assert said.err.startswith(f"demo: 127.0.0.1 port {port} over tcp: ")
+    assert said.err.startswith(f"utpsocket: 127.0.0.1 port {port} over tcp: ")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -402,7 +414,7 @@ def test_ctrl_c_ends_both_processes(transport: str, tmp_path: Path, marked: dict
         eventually(lambda: list(tmp_path.iterdir()) != [])  # the child is making its file
         parent.send_signal(signal.SIGINT)
         out, err = parent.communicate(timeout=100)
-    assert (parent.returncode, out, err) == (INTERRUPTED, "", "python3 -m utpsocket demo: interrupted\n")
+    assert (parent.returncode, out, err) == (INTERRUPTED, "", "utpsocket: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
 

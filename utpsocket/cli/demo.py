@@ -25,10 +25,12 @@ from typing import Final
 from utpsocket.cli.child import Interrupts, ServerFailed, server_process, terminate_at_eof
 from utpsocket.cli.demo_download import Download, DownloadError, download
 from utpsocket.cli.demo_server import Server, make_file
+from utpsocket.cli.messages import complain, note
 from utpsocket.cli.progress import Progress
 from utpsocket.cli.quantities import printable, read_size, show_rate, show_size, show_time
 from utpsocket.protocol.build import BUILD
 
+EXAMPLES: Final = ("demo", "demo --size 1G --transport tcp --json")
 LOOPBACK: Final = "127.0.0.1"
 
 
@@ -89,7 +91,7 @@ def run_both(arguments: argparse.Namespace) -> int:
         with server_process(*serve_command(arguments)) as port:
             status = fetch_and_show(LOOPBACK, port, arguments)
     except ServerFailed as failure:
-        note(f"demo: {failure}")
+        complain(f"{failure}")
         return 1
     return status
 
@@ -117,7 +119,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         try:
             server = Server((arguments.host, arguments.port), transport_named(arguments.transport), served)
         except OSError as error:
-            note(f"demo: cannot listen on {arguments.host or 'any address'} port {arguments.port}: {error}")
+            complain(f"cannot listen on {arguments.host or 'any address'} port {arguments.port}: {error}")
             return 1
         stack.enter_context(server)
         ready = {"port": server.server_port, "bytes": served.size_bytes, "sha256": served.sha256.hex()}
@@ -145,12 +147,12 @@ def fetch_and_show(host: str, port: int, arguments: argparse.Namespace) -> int:
                 lambda size_bytes: stack.enter_context(Progress(size_bytes)).update,
             )
     except (OSError, http.client.HTTPException, DownloadError) as error:
-        note(f"demo: {host} port {port} over {arguments.transport}: {error or type(error).__name__}")
+        complain(f"{host} port {port} over {arguments.transport}: {error or type(error).__name__}")
         return 1
     shown = json.dumps(as_json(result)) if arguments.json else as_table(result, arguments.transport)
     print(printable(shown, sys.stdout.encoding), flush=True)
     if not result.sha256_ok:
-        note("demo: what arrived is not what was sent")
+        complain("what arrived is not what was sent")
     return 0 if result.sha256_ok else 1
 
 
@@ -199,8 +201,3 @@ def as_table(result: Download, transport: str) -> str:
         "sha256": "the same on both sides" if result.sha256_ok else "DIFFERS",
     }
     return "\n".join(f"{name:<17}{value}" for name, value in rows.items())
-
-
-def note(text: str) -> None:
-    """For people: stdout is kept for the result."""
-    print(text, file=sys.stderr, flush=True)

@@ -25,7 +25,8 @@ from types import ModuleType
 from typing import Final
 
 from utpsocket.cli.child import Interrupts, ServerFailed, server_process, terminate_at_eof
-from utpsocket.cli.demo import LOOPBACK, note, transport_named
+from utpsocket.cli.demo import LOOPBACK, transport_named
+from utpsocket.cli.messages import complain, note
 from utpsocket.cli.perf_plot import SAMPLE_SECONDS, Samples
 from utpsocket.cli.perf_server import (
     LONG_LINE_BYTES,
@@ -45,6 +46,7 @@ from utpsocket.cli.perf_streams import DataMismatch, Limit, Update, receive_all,
 from utpsocket.cli.progress import Progress
 from utpsocket.cli.quantities import printable, read_size, show_rate, show_time
 
+EXAMPLES: Final = ("perf loopback --seconds 5", "perf client 192.0.2.7 5201 --reverse --plot perf.svg")
 DEFAULT_BYTES: Final = 1_000_000_000
 DEFAULT_PORT: Final = 5_201  # iperf3's
 
@@ -143,7 +145,7 @@ def run_loopback(arguments: argparse.Namespace) -> int:
         with server_process("perf", "server", f"{LOOPBACK}:0", *options) as port:
             status = measure_and_show(LOOPBACK, port, arguments)
     except ServerFailed as failure:
-        note(f"perf: {failure}")
+        complain(f"{failure}")
         return 1
     return status
 
@@ -163,7 +165,7 @@ def run_server(arguments: argparse.Namespace) -> int:
         try:
             server = Server((host, port), transport_named(arguments.transport))
         except OSError as error:
-            note(f"perf: cannot listen on {host or 'any address'} port {port}: {error}")
+            complain(f"cannot listen on {host or 'any address'} port {port}: {error}")
             return 1
         with contextlib.closing(server):
             if arguments.json:
@@ -207,14 +209,14 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
 
             def begin() -> Update:
                 if total_bytes is None:
-                    note(f"perf: sending for {arguments.seconds:g} s ...")
+                    note(f"sending for {arguments.seconds:g} s ...")
                     return lambda counts: None
                 progress = stack.enter_context(Progress(total_bytes))
                 return lambda counts: progress.update(sum(counts))
 
             result = measure(host, port, plan, arguments.transport, begin, samples)
     except (OSError, PerfError, DataMismatch) as error:
-        note(f"perf: {host} port {port} over {arguments.transport}: {error or type(error).__name__}")
+        complain(f"{host} port {port} over {arguments.transport}: {error or type(error).__name__}")
         return 1
     shown = json.dumps(as_json(result)) if arguments.json else as_table(result)
     print(printable(shown, sys.stdout.encoding), flush=True)
@@ -230,10 +232,10 @@ def write_plot(path: str, samples: Samples, result: Measurement) -> int:
         with open(path, "w", encoding="utf-8") as file:
             file.write(samples.draw(title=title, note=note_text))
     except ValueError:
-        note(f"perf: no plot: the measurement took less than {2 * SAMPLE_SECONDS:g} s")
+        complain(f"no plot: the measurement took less than {2 * SAMPLE_SECONDS:g} s")
         return 1
     except OSError as error:
-        note(f"perf: no plot: {error}")
+        complain(f"no plot: {error}")
         return 1
     return 0
 

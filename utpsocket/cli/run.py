@@ -16,9 +16,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from utpsocket import startup
+from utpsocket.cli.messages import WRONG_USAGE, complain
 from utpsocket.sockets.rules import VARIABLES, make_routes
+
+EXAMPLES: Final = (
+    "run --stats -m http.server 8000",
+    "run --fallback tcp --exclude 127.0.0.1 script.py its arguments",
+)
+EXIT_STATUS: Final = "the program's own; 2 wrong usage"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,5 +86,5 @@ def _interpreter_options() -> list[str]:
 
 
 def _refuse(why: str) -> int:
-    print(f"utpsocket run: {why}", file=sys.stderr)
-    return 2
+    complain(why)
+    return WRONG_USAGE
