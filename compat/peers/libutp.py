@@ -62,7 +62,7 @@ def cases(*, quick: bool, size_bytes: int | None) -> list[Case]:
     for size in sizes:
         for kind in ("upload", "download"):
             found += _transfers(kind, size)
-    for kind in ("half_close", "half_close_reverse", "echo"):
+    for kind in ("half_close", "half_close_reverse", "echo", "nc_half_close", "nc_half_close_reverse"):
         found += _transfers(kind, sizes[0])
     if not quick:
         found += _transfers("echo", sizes[-1])
@@ -136,6 +136,8 @@ def start_side(
 def _converse(case: Case, circumstances: Circumstances, deadline: float) -> float:
     kind = case.kind.removesuffix("_small_buffers")
     settings: dict[str, Any] = SMALL_BUFFERS if kind != case.kind else {}
+    if kind.startswith("nc_"):  # our side is the command of that name
+        kind, settings = kind.removeprefix("nc_"), {"nc": True}
     if kind == "idle":
         # Its own sign of life comes after 29 s: were our questions not answered, it would count as dead before.
         settings = {"keepalive": IDLE_KEEPALIVE}

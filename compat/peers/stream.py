@@ -5,10 +5,10 @@
 
 HEADER and SETTINGS are JSON. Settings: `module` ("utpsocket", the default, or "socket": the same over TCP, to try the
 conversations themselves), `port` to listen on, `receive_buffer_bytes`, `send_buffer_bytes`, `keepalive`
-(TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT). utp_native/peer.cjs is
-this file's twin over libutp. Each prints JSON lines: `{"port": …}` when it listens, events on the way, and at last
-`{"report": {sent {bytes, sha256}, received {bytes, sha256}, eof, error, seconds, …}}`. It ends when standard input
-does, so none survives whoever started it.
+(TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT), `nc` (true: through the command of that name, netcat.py).
+utp_native/peer.cjs is this file's twin over libutp. Each prints JSON lines: `{"port": …}` when it listens, events on
+the way, and at last `{"report": {sent {bytes, sha256}, received {bytes, sha256}, eof, error, seconds, …}}`. It ends
+when standard input does, so none survives whoever started it.
 
 The initiator speaks first (libutp's acceptor cannot), a line of JSON: `{"case", "bytes", "seed", …}`. Then, by case:
 
@@ -36,6 +36,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
+
+from compat.peers.netcat import Netcat
 
 BLOCK_BYTES: Final = 1 << 20
 CHUNK_BYTES: Final = 64 << 10
@@ -279,10 +281,16 @@ def emit(message: dict[str, Any]) -> None:
 
 def listen(settings: dict[str, Any]) -> int:
     module = importlib.import_module(settings.get("module", "utpsocket"))
-    with module.create_server(("127.0.0.1", settings.get("port", 0))) as listener:
-        _set_buffers(module, listener, settings)
-        emit({"port": listener.getsockname()[1]})
-        sock, _ = listener.accept()
+    sock: Any
+    if settings.get("nc"):
+        sock = Netcat("-l", "-s", "127.0.0.1", "-p", "0")
+        emit({"port": sock.port})
+        sock.wait_for_connection()
+    else:
+        with module.create_server(("127.0.0.1", settings.get("port", 0))) as listener:
+            _set_buffers(module, listener, settings)
+            emit({"port": listener.getsockname()[1]})
+            sock, _ = listener.accept()
     started = time.monotonic()
     stream = Stream(sock)
 
@@ -297,13 +305,18 @@ def listen(settings: dict[str, Any]) -> int:
 def connect(address: tuple[str, int], header: dict[str, Any], settings: dict[str, Any]) -> int:
     module = importlib.import_module(settings.get("module", "utpsocket"))
     started = time.monotonic()
-    sock = module.socket(module.AF_INET6 if ":" in address[0] else module.AF_INET, module.SOCK_STREAM)
+    sock: Any
+    if settings.get("nc"):
+        sock = Netcat(address[0], str(address[1]))
+    else:
+        sock = module.socket(module.AF_INET6 if ":" in address[0] else module.AF_INET, module.SOCK_STREAM)
     stream = Stream(sock)
 
     def conversation() -> None:
-        _set_buffers(module, sock, settings)
-        sock.settimeout(30.0)
-        sock.connect(address)
+        if not settings.get("nc"):
+            _set_buffers(module, sock, settings)
+            sock.settimeout(30.0)
+            sock.connect(address)
         emit({"event": "connected"})
         stream.put_line(header)
         getattr(Initiator(stream, header, module), header["case"])()
