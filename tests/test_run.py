@@ -269,6 +269,78 @@ def test_wrong_usage(wrong: list[str]) -> None:
     assert ran.stderr.splitlines()[-1].startswith("utpsocket: ")
 
 
+FLAGS = (
+    "import socket, sys, utpsocket.monkey; s = socket.socket()\n"
+    "print(utpsocket.monkey.transport(s), sys.flags.dev_mode,"
+    " sys.flags.no_user_site, sys.flags.safe_path if sys.version_info >= (3, 11) else None, sys.warnoptions,"
+    " sys.stdout.write_through, sys.argv[1:]); s.close()"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "seen"),
+    [
+        (["-u", "-X", "dev"], "utp True 0 False ['default'] True"),
+        (["-uXdev", "-W", "error", "-Wignore"], "utp True 0 False ['default', 'error', 'ignore'] True"),
+        (["-u", "-s", "-P"], "utp False 1 True [] True"),
+    ],
+)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs -P, of Python 3.11")
+def test_options_of_the_interpreter(flags: list[str], seen: str) -> None:
+    ran = run(*flags, "-c", FLAGS, "-u", "one")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == f"{seen} ['-u', 'one']\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs -P, of Python 3.11")
+def test_isolated_a_program_is_patched_and_finds_nothing_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "found.py").write_text("", encoding="utf-8")
+    program = f"import importlib.util; print(importlib.util.find_spec('found')); {TRANSPORT}"
+    for flags, found in ((["-s"], True), (["-E"], True), (["-I"], False)):
+        for path, cwd in ((str(tmp_path), None), ("", tmp_path)):
+            ran = run(*flags, "-c", program, cwd=cwd, PYTHONPATH=os.pathsep.join(filter(None, [path, str(ROOT)])))
+            assert ran.returncode == 0, ran.stderr
+            where, transport = ran.stdout.splitlines()
+            assert transport == "utp"
+            assert (where != "None") == (found and (flags == ["-s"] or cwd is not None))
+
+
+@pytest.mark.parametrize("first_lines", ["#!{0}", "#!/bin/sh\n'''exec' \"{0}\" \"$0\" \"$@\"\n' '''"])
+def test_a_console_script_on_path(first_lines: str, tmp_path: Path) -> None:
+    tool = tmp_path / "some-tool"
+    tool.write_text(f"{first_lines.format(sys.executable)}\nimport sys; print(sys.argv); {TRANSPORT}", encoding="utf-8")
+    tool.chmod(0o755)
+    ran = run("some-tool", "--only", "one", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == f"['{tool}', '--only', 'one']\nutp\n"
+
+
+def test_what_is_not_python_is_said(tmp_path: Path) -> None:
+    shell = tmp_path / "some-tool"
+    shell.write_text("#!/usr/bin/env -S bash -e\necho", encoding="utf-8")
+    shell.chmod(0o755)
+    for name, what in (("some-tool", "bash runs it"), (str(shell), "bash runs it"), ("sh", "but a binary")):
+        ran = run(name, PATH=f"{tmp_path}:{os.environ['PATH']}")
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert ran.stderr.startswith("utpsocket: /")
+        assert f" is no Python program{':' if 'runs' in what else ''} " in ran.stderr
+        assert what in ran.stderr
+
+
+@pytest.mark.parametrize("handles", [False, True])
+def test_the_table_is_printed_after_sigterm_too(handles: bool) -> None:
+    handler = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))" if handles else ""
+    program = f"import socket, sys\n{handler}\nprint('ready')\nsocket.create_server(('127.0.0.1', 0)).accept()"
+    with started("--stats", "-c", program) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "ready\n"
+        waiting.send_signal(signal.SIGTERM)
+        _, errors = waiting.communicate(timeout=WAIT_S)
+    assert waiting.returncode == (5 if handles else -signal.SIGTERM)
+    assert errors.startswith(f"utpsocket: process {waiting.pid}\n  over uTP     0 opened")
+    assert errors.count("over uTP") == 1
+
+
 def test_isolated_interpreters_are_refused() -> None:
     ran = finish(
         "-E",
