@@ -8,7 +8,7 @@ engine. Any thread may call.
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from utpsocket.engine import commands
 from utpsocket.engine.current import running_engine
@@ -16,7 +16,7 @@ from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
-from utpsocket.engine.kernel import tcp_info
+from utpsocket.engine.kernel import fd_names, tcp_info
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import Address, ConnectionStats, State
@@ -24,9 +24,35 @@ from utpsocket.protocol.build import BUILD
 from utpsocket.protocol.report import outcome
 from utpsocket.sockets import lifecycle
 
-__all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats", "info"]
+__all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats", "info", "prometheus_text"]
 
 _TRIES = 100
+# The figures of prometheus_text(): what only grows, what goes up and down, and what there is of each port.
+_ENGINE_COUNTERS: Final = {
+    "connections_initiated": "uTP connections that connect() has begun.",
+    "connections_accepted": "uTP connections that peers have begun here.",
+    "tcp_initiated": "Connections that have fallen back to TCP.",
+    "tcp_accepted": "Connections that a listener of uTP and TCP has accepted over TCP.",
+    "sent_bytes": "Bytes of payload sent, each counted once.",
+    "received_bytes": "Bytes of payload received and given to the programs' sockets.",
+    "sent_packets": "Packets with data, and FINs, that were sent; with those that were sent again.",
+    "received_packets": "Packets with data received.",
+    "retransmitted_packets": "Packets sent again.",
+    "wakeups": "Iterations of the engine's thread.",
+    "faults": "Exceptions of the engine that were contained.",
+}
+_ENGINE_GAUGES: Final = {
+    "connections_open": "uTP connections that exist now.",
+    "tcp_open": "Connections carried by TCP that exist now.",
+    "ports_open": "UDP ports that are open now.",
+}
+_PORT_COUNTERS: Final = {
+    "sent_datagrams": "Datagrams sent.",
+    "received_datagrams": "Datagrams received.",
+    "dropped_datagrams": "Datagrams received and dropped.",
+    "truncated_datagrams": "Datagrams received that were larger than the buffer.",
+    "sent_resets": "RESET packets sent in answer to packets that belong to no connection.",
+}
 
 
 class PortStats(NamedTuple):
@@ -119,6 +145,36 @@ def engine_stats() -> EngineStats:
         ports=tuple(PortStats(**port) for port in ports),
         connections=tuple(ConnectionStats(*fields) for fields in connections),
     )
+
+
+def prometheus_text(stats: EngineStats | None = None) -> str:
+    """The figures of this process's engine and of its listening ports, for Prometheus to scrape.
+
+    Serve it as `text/plain; version=0.0.4`. Names begin with `utpsocket_`; those of counts end in `_total`. The figures
+    of ports that do not listen are left out, since each connect() would make new time series. A call without `stats`
+    waits for the engine, as engine_stats() does.
+
+    Parameters:
+        stats: figures that were taken before; None takes them now.
+    Returns: the text, which ends in a newline.
+    Raises: RuntimeError while the interpreter is ending.
+    Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+    """
+    if stats is None:
+        stats = engine_stats()
+    lines: list[str] = []
+    for names, kind, ending in ((_ENGINE_COUNTERS, "counter", "_total"), (_ENGINE_GAUGES, "gauge", "")):
+        for name, about in names.items():
+            lines += _metric(f"utpsocket_{name}{ending}", kind, about, {"": getattr(stats, name)})
+    listening = {fd_names.to_text(port.local): port for port in stats.ports if port.is_listening}
+    for name, about in _PORT_COUNTERS.items():
+        values = {f'{{local="{local}"}}': getattr(port, name) for local, port in listening.items()}
+        lines += _metric(f"utpsocket_port_{name}_total", "counter", about, values)
+    return "\n".join(lines) + "\n"
+
+
+def _metric(name: str, kind: str, about: str, values: dict[str, int]) -> list[str]:
+    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *(f"{name}{label} {values[label]}" for label in values)]
 
 
 def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:

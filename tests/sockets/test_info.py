@@ -5,7 +5,9 @@ Each conversation runs in a fresh interpreter, with the engine in a thread and i
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 import utpsocket
 from utpsocket.engine.kernel import tcp_info
+from utpsocket.stats import EngineStats, PortStats, prometheus_text
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 120
@@ -330,6 +333,31 @@ def test_it_is_frozen_and_has_a_sentence_for_each_field() -> None:
             assert "µs." in text
         if name.endswith("_bytes"):
             assert "ytes" in text
+
+
+def test_figures_for_prometheus() -> None:
+    port = PortStats(("::1", 6881, 0, 0), 1, True, 7, 6, 5, 4, 3, 2, 1, 0)
+    figures = EngineStats(connections_open=2, sent_bytes=12_345, ports=(port, port._replace(is_listening=False)))
+    lines = prometheus_text(figures).splitlines()
+    metric = re.compile(r'(utpsocket_[a-z_]+)(\{local="[^"]+"\})? (\d+)')
+    seen = {}
+    for help_line, kind_line in itertools.pairwise(lines):
+        if help_line.startswith("# HELP "):
+            name = help_line.split()[2]
+            kind = "counter" if name.endswith("_total") else "gauge"
+            assert kind_line == f"# TYPE {name} {kind}"
+    for line in lines:
+        if not line.startswith("#"):
+            found = metric.fullmatch(line)
+            assert found, line
+            seen[found[1], found[2]] = int(found[3])
+    assert seen["utpsocket_connections_open", None] == 2
+    assert seen["utpsocket_sent_bytes_total", None] == 12_345
+    assert seen["utpsocket_port_sent_datagrams_total", '{local="[::1]:6881"}'] == 7
+    assert len(seen) == sum(not line.startswith("#") for line in lines)
+    names = {name.removeprefix("utpsocket_").removesuffix("_total") for name, label in seen if label is None}
+    assert names == {*EngineStats._fields} - {"ports", "connections", "build"}  # each figure is there
+    assert prometheus_text().startswith("# HELP utpsocket_connections_initiated_total ")
 
 
 def test_tcp_info_of_an_older_kernel_is_shorter() -> None:
