@@ -140,6 +140,7 @@ LAYERS = (
 ANY_LINES = {
     "__init__.py": 1,
     "_compile.py": 9,  # mypyc, setuptools and hatchling have no types, or such ones
+    "cli/engines.py": 1,
     "cli/perf_server.py": 1,
     "engine/helper/client.py": 4,
     "engine/helper/known_ports.py": 1,

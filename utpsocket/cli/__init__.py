@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "demo": "download a file with http.client from http.server in another process, both over uTP",
     "run": "a Python program, unmodified, with uTP in place of TCP",
     "perf": "how fast bytes go from one process or machine to another, and what it costs",
+    "stat": "the engines of running processes: state, round-trip time, windows, losses of each connection, like ss -ti",
     "nc": "stdin to a peer and the peer to stdout, like Ncat; or a program for each connection",
 }
 

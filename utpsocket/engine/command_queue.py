@@ -43,6 +43,10 @@ by commands.py and helper/port_commands.py.
 REPEATABLE: Final[set[Callable[..., object]]] = set()
 """Commands that are carried out once more where they have failed half way, since close() must not fail. Filled by
 commands.py."""
+FROM_OUTSIDE: Final[list[Callable[..., object]]] = []
+"""The command that answers another process: called with the loop and the number that it has asked with. Put here by
+commands.py.
+"""
 
 
 class Answer(Generic[_T]):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeAlias
 
-from utpsocket.engine import command_queue, statistics
+from utpsocket.engine import command_queue, outside, statistics
 from utpsocket.engine.channels.race import Attempt
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import Socket, poll
@@ -704,6 +704,14 @@ def snapshot(loop: Loop) -> tuple[EngineFigures, list[PortFigures], list[Figures
     """The engine's figures of this instant, as plain values."""
     return statistics.of_engine(loop)
 
+
+def answer_outside(loop: Loop, number: int) -> None:
+    """Send the same to the process that has asked with this number (outside.py)."""
+    with loop.fd_lock:
+        outside.answer(number, partial(statistics.of_engine, loop))
+
+
+command_queue.FROM_OUTSIDE.append(answer_outside)
 
 command_queue.UNDO.update(
     {

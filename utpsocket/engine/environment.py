@@ -107,6 +107,7 @@ _READERS: Final[dict[str, Callable[[str], Value]]] = {
     "UTPSOCKET_POLLER": _one_of("epoll", "poll"),
     "UTPSOCKET_PURE": _switch,
     "UTPSOCKET_SECRET": str,
+    "UTPSOCKET_STAT": _switch,
     "UTPSOCKET_STATS": _switch_or_pid,
     "UTPSOCKET_TARGET_DELAY": _target_delay,
     "UTPSOCKET_UDP_BUFFER": _size,

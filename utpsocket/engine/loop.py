@@ -20,11 +20,11 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
-from utpsocket.engine import environment, fault_reports
+from utpsocket.engine import environment, fault_reports, outside
 from utpsocket.engine.channels.race import SilentDestinations
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
 from utpsocket.engine.channels.utp import BRIDGE_EVENTS, GATED_EVENTS, Bridge
-from utpsocket.engine.command_queue import Answer, Command
+from utpsocket.engine.command_queue import FROM_OUTSIDE, Answer, Command
 from utpsocket.engine.ended_totals import Totals
 from utpsocket.engine.faults import Containment, retry_call
 from utpsocket.engine.fd_owners import fd_owners, listeners
@@ -197,6 +197,8 @@ class Loop(Work):
         if not self.has_started:
             try:
                 self.namespace = netns.cookie_here()  # the thread's
+                if environment.value("UTPSOCKET_STAT", False):
+                    outside.allow()
                 self._collector_pause.begin()
                 start_thread(self._run, b"utpsocket")
                 self.is_begun = True
@@ -429,7 +431,10 @@ class Loop(Work):
         self._is_asleep = False
         if self._wake_event in events:
             events.remove(self._wake_event)
-            self._wake_up.reset()
+            number = self._wake_up.reset()
+            if number:
+                for answer in FROM_OUTSIDE:
+                    self._inbox.commands.append(Command(self, answer, (number,), {}, None))
         return events
 
     def serve(self, bridge: Bridge) -> None:

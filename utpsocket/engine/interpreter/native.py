@@ -89,12 +89,18 @@ accept_fd: Callable[[Socket], tuple[int, object]] = vars(Socket)["_accept"]
 """The C class's _accept(), of which typeshed does not know: returns the new fd, and the peer's address."""
 _dropped = ctypes.create_string_buffer(1 << 16)
 _WORD_BYTES = 4_096  # an eventfd's word, or a pipe's bytes
+_word = ctypes.create_string_buffer(_WORD_BYTES)
+_count = ctypes.c_uint64.from_buffer(_word)
 
 
-def read_word(fd: int) -> None:
-    """Read and drop what an eventfd or a pipe holds, without releasing the GIL. Raises OSError."""
-    if libc.read(fd, _dropped, _WORD_BYTES) < 0:
+def read_word(fd: int) -> int:
+    """Read what an eventfd holds, or a pipe's bytes, without releasing the GIL. Raises OSError.
+
+    Returns the eventfd's count; of a pipe the first bytes as a number.
+    """
+    if libc.read(fd, _word, _WORD_BYTES) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return _count.value
 
 
 def receiving(fd: int, count: int) -> partial[int]:

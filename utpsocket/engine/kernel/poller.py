@@ -198,6 +198,7 @@ class WakeUp:
             own = partial(io.FileIO, mode="r+")
             with next(map(own, fds)) as low:
                 self._owners = [next(map(own, high_duplicate(low.fileno())))]
+            fcntl.fcntl(self._owners[0].fileno(), fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)  # a mark: outside.py
             word = _ONE
         else:
             reader, writer = os.pipe()
@@ -212,12 +213,15 @@ class WakeUp:
         self.fd = self._owners[0].fileno()
         self.wake = partial(native_or(native.write, "write"), self._owners[-1].fileno(), word)
 
-    def reset(self) -> None:
-        """Make `fd` unreadable again. The engine's thread, once it is awake."""
+    def reset(self) -> int:
+        """Make `fd` unreadable again. The engine's thread, once it is awake.
+
+        Returns the number with which another process asks for the engine's figures (outside.py); mostly 0.
+        """
         try:
-            native.read_word(self.fd)
+            return native.read_word(self.fd) >> 32
         except BlockingIOError:
-            pass
+            return 0
 
     def close(self) -> None:
         """Close the fds. `wake` must not be called any more."""
