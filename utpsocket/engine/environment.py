@@ -104,6 +104,7 @@ _READERS: Final[dict[str, Callable[[str], Value]]] = {
     "UTPSOCKET_OFFLOAD": _switch,
     "UTPSOCKET_ONLY": str,
     "UTPSOCKET_PATCH": _switch,
+    "UTPSOCKET_PCAP": str,
     "UTPSOCKET_POLLER": _one_of("epoll", "poll"),
     "UTPSOCKET_PURE": _switch,
     "UTPSOCKET_SECRET": str,

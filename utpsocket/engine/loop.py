@@ -33,7 +33,7 @@ from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.interpreter.native import allocate_lock, get_ident, sleep, start_thread
 from utpsocket.engine.interpreter.originals import os, time
 from utpsocket.engine.interpreter.signal_errors import or_none
-from utpsocket.engine.kernel import netns
+from utpsocket.engine.kernel import capture, netns
 from utpsocket.engine.kernel.arena import Arena
 from utpsocket.engine.kernel.high_fds import move_to_high_fd
 from utpsocket.engine.kernel.poller import (
@@ -109,6 +109,7 @@ class Loop(Work):
         self.namespace = 0
 
         # What the environment sets (docs/guide/tuning.md).
+        capture.begin()
         self.max_datagram_bytes = environment.value("UTPSOCKET_MAX_MTU", 0)  # 0: no limit but the path's
         self.congestion = environment.value("UTPSOCKET_CONGESTION", DEFAULT_CONTROLLER)  # of sockets with none set
         # Of sockets without UTP_TARGET_DELAY, µs; 0: the congestion controller's own.

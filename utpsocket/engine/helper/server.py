@@ -25,6 +25,7 @@ from utpsocket.engine.helper import messages
 from utpsocket.engine.helper.messages import Argument, RemoteCommand
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
 from utpsocket.engine.interpreter.originals import fcntl, os, resource
+from utpsocket.engine.kernel import capture
 from utpsocket.engine.kernel.poller import EPOLLIN, EPOLLOUT
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.bound_ports import BoundPorts
@@ -53,6 +54,7 @@ def main(control_fd: int) -> None:
     _close_others(control_fd)
     _, max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max_fds, max_fds))
+    capture.begin()  # its file's name is relative to this folder
     os.chdir("/")
     control = Socket(fileno=control_fd)
     begin = messages.receive(control)

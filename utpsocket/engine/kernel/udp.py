@@ -19,7 +19,7 @@ from utpsocket.engine.interpreter.native import Socket, receiving
 from utpsocket.engine.interpreter.originals import ctypes, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
-from utpsocket.engine.kernel import socket_filter
+from utpsocket.engine.kernel import capture, socket_filter
 from utpsocket.engine.kernel.arena import ROOM_BYTES, Arena
 from utpsocket.engine.kernel.high_fds import UdpSocket
 from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN
@@ -319,7 +319,8 @@ class Port:
         ancillary_bytes = ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
         pktinfo_bytes = _SOURCE_V6.size if self.family == stdlib.AF_INET6 else _SOURCE_V4.size
         self._plain_control_bytes = stdlib.CMSG_SPACE(pktinfo_bytes) if self.is_wildcard else 0
-        self._calls: AnyDatagrams = Datagrams(self.sock, ancillary_bytes, self.peer)
+        captured = capture.new_datagrams(self.sock, ancillary_bytes, self.peer)
+        self._calls: AnyDatagrams = captured or Datagrams(self.sock, ancillary_bytes, self.peer)
 
     def _option(self, level: int, name: int, value: int) -> bool:
         try:
