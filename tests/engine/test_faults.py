@@ -473,7 +473,26 @@ def test_a_udp_buffer_is_a_size(text: str, monkeypatch: pytest.MonkeyPatch) -> N
     closed(*pair())
 
 
-@pytest.mark.parametrize("name", ["UTPSOCKET_UDP_BUFFER", "UTPSOCKET_MAX_MTU"])
+@pytest.mark.parametrize(("text", "window_bytes"), [("", 16 << 20), ("1Mi", 1 << 20), ("0", 96 << 10)])
+def test_a_window_grows_no_further_than_the_environment_says(
+    text: str, window_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a send buffer; a limit of less than what it begins with keeps it at that."""
+    shutdown()
+    monkeypatch.setenv("UTPSOCKET_MAX_WINDOW", text)
+    client, server = pair()
+    loop = running_engine()
+    assert isinstance(loop, Loop)
+    bridges = [each for each in loop.channels.values() if isinstance(each, Bridge)]
+    assert len(bridges) == 2
+    for bridge in bridges:
+        assert bridge.endpoint.shares.grown_window_bytes(1_000_000) == window_bytes
+        assert bridge.connection.send.buffer.max_bytes == window_bytes
+    closed(client, server)
+    shutdown()
+
+
+@pytest.mark.parametrize("name", ["UTPSOCKET_UDP_BUFFER", "UTPSOCKET_MAX_MTU", "UTPSOCKET_MAX_WINDOW"])
 @pytest.mark.parametrize("engine", ["thread", "process"])
 def test_a_size_that_is_none_is_an_error_of_the_first_call(
     name: str, engine: str, monkeypatch: pytest.MonkeyPatch
