@@ -42,6 +42,7 @@ from utpsocket.integrations import tls_hook as _tls_hook
 from utpsocket.options import (
     SOL_UTP,
     UTP_CONGESTION,
+    UTP_DROPS,
     UTP_INFO,
     UTP_KEEPALIVE,
     UTP_MAX_MTU,
@@ -70,6 +71,7 @@ __all__ = [
     "ConnectionStats",
     "SOL_UTP",
     "UTP_CONGESTION",
+    "UTP_DROPS",
     "UTP_INFO",
     "UTP_KEEPALIVE",
     "UTP_MAX_MTU",

@@ -13,6 +13,7 @@ __all__ = [
     "EFFECTS",
     "SOL_UTP",
     "UTP_CONGESTION",
+    "UTP_DROPS",
     "UTP_INFO",
     "UTP_KEEPALIVE",
     "UTP_MAX_MTU",
@@ -45,6 +46,9 @@ UTP_SHARE_PORT: Final = 4
 """1: share the UDP port with other sockets of this process that set it too, also with a listener, so that a node can
 connect from the port at which it listens; 0 at first. Set it before bind(); later it is EINVAL. TCP programs use
 SO_REUSEPORT for that, by which the kernel spreads a port's datagrams over several UDP sockets.
+
+On a UDP socket, socket(AF_INET, SOCK_DGRAM): bind() takes the address of a uTP socket of this process, which is bound
+before or after it. It sends from that port and receives all that is not uTP.
 """
 
 UTP_KEEPALIVE: Final = 5
@@ -57,6 +61,11 @@ also where this is 0. It may be set at any time.
 UTP_TARGET_DELAY: Final = 6
 """The queueing delay that LEDBAT and LEDBAT++ keep to, an int, µs, 1,000 to 100,000, else EINVAL; 0, the default, is
 the controller's own. CUBIC and Reno have no such thing. It may be set at any time.
+"""
+
+UTP_DROPS: Final = 7
+"""Only getsockopt(), of a UDP socket: how many datagrams the kernel has dropped since there was no room in its receive
+buffer (SO_RCVBUF), an int, modulo 2³².
 """
 
 
@@ -94,7 +103,7 @@ EFFECTS: Final[dict[Effect, str]] = {
         IPV6_RECVPATHMTU IPV6_RECVPKTINFO IPV6_RECVRTHDR IPV6_RECVTCLASS IPV6_RECVERR IPV6_RTHDR IPV6_RTHDRDSTOPTS
         IPV6_CHECKSUM""",
     Effect.READ_ONLY: """SO_ACCEPTCONN SO_DOMAIN SO_ERROR SO_PROTOCOL SO_TYPE SO_SNDLOWAT SO_PEERCRED SO_PEERSEC
-        TCP_INFO TCP_MAXSEG IPV6_PATHMTU UTP_INFO""",
+        TCP_INFO TCP_MAXSEG IPV6_PATHMTU UTP_INFO UTP_DROPS""",
     # A UDP socket has nothing of the kind, or the engine has its own way (MTU, checksums, the pace of acks).
     Effect.NONE: """SO_BROADCAST SO_DEBUG SO_OOBINLINE SO_INCOMING_CPU SO_PASSCRED SO_PASSSEC SO_PASSPIDFD
         SO_BINDTOIFINDEX SO_ORIGINAL_DST SO_USELOOPBACK SO_SETFIB SO_EXCLUSIVEADDRUSE SO_RTABLE SO_USER_COOKIE

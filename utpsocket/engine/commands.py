@@ -15,6 +15,7 @@ tables at the end of this file say what undoes a command that failed half way.
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeAlias
@@ -25,12 +26,13 @@ from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
-from utpsocket.engine.kernel import netns
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error, suppress_errnos
+from utpsocket.engine.kernel import netns, port_selector
 from utpsocket.engine.kernel.high_fds import UdpSocket, move_to_high_fd
 from utpsocket.engine.kernel.poller import EPOLLHUP
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
+from utpsocket.engine.ports.datagram_half import DatagramHalf
 from utpsocket.engine.ports.endpoint import CLAIM_KEY, Endpoint
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.reuseport import ReuseportSockets, is_shared
@@ -42,6 +44,7 @@ from utpsocket.protocol import Address, State
 from utpsocket.protocol.report import Figures
 
 _REPEATED_LAST_ACKS: Final = 2  # with the first one that is three; by feel
+_YES: Final = (1).to_bytes(4, sys.byteorder)
 
 
 _unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
@@ -185,6 +188,55 @@ def end_overlap(loop: Loop, keys: list[int], key: int) -> None:
     joined = loop.endpoints.get(key)
     if joined is not None:
         overlapping_ports.join(loop.bound, joined)
+
+
+def admit_datagrams(
+    loop: Loop, local: Address, inode: int, token: bytes, traits: port_selector.Traits, namespace: int
+) -> int:
+    """A UDP socket of the program's is to be bound to the address of a port of ours: let the kernel do that, and offer
+    it what only looks like uTP. Any thread.
+
+    inode       of the program's socket, which holders_watch watches
+    token       begins what it is offered (ports/datagram_half.py)
+    traits      of the program's socket
+    namespace   the cookie of its network namespace
+
+    Returns the endpoint's key; 0 if no port of ours has the address. Raises EADDRINUSE where the port has such a socket
+    already, or is shared with other processes; EAGAIN where it is just being closed.
+    """
+    for endpoint in list(loop.bound.get(local[1], ())):
+        port = endpoint.port
+        if port.local[:2] != local[:2] or port.namespace != namespace:
+            continue
+        for holder in list(endpoint.holders):
+            if not loop.holders_watch.is_open(holder):
+                _drop_holder(loop, endpoint, holder)
+        if endpoint.closing_claim or overlapping_ports.is_unneeded(endpoint):
+            raise _error(errno.EAGAIN)  # free in a moment
+        half = endpoint.datagram_half
+        has_other = half is not None and half.inode != inode and loop.holders_watch.is_open(half.inode)
+        if has_other or endpoint.reuseport_sockets is not None or port_selector.traits(port.sock) != traits:
+            raise _error(errno.EADDRINUSE)
+        join_datagrams(loop, endpoint.key, inode, token)
+        return endpoint.key
+    return 0
+
+
+def join_datagrams(loop: Loop, key: int, inode: int, token: bytes) -> None:
+    """A port of ours was bound beside a UDP socket of the program's. As admit_datagrams(). Any thread."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None:
+        endpoint.port.set_option(stdlib.SOL_SOCKET, port_selector.REUSEPORT, _YES)
+        endpoint.datagram_half = DatagramHalf(endpoint.port.local, inode, token)
+
+
+def dismiss_datagrams(loop: Loop, key: int, inode: int) -> None:
+    """The bind() after admit_datagrams() has failed. Any thread."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None and endpoint.datagram_half is not None and endpoint.datagram_half.inode == inode:
+        endpoint.datagram_half = None
+        with suppress_errnos():
+            port_selector.let_join(endpoint.port.sock, False)
 
 
 def _is_open(bridge: Bridge) -> bool:
@@ -738,6 +790,9 @@ command_queue.REPEATABLE.update(
         stop_listening,
         leave_port,
         end_overlap,
+        admit_datagrams,
+        join_datagrams,
+        dismiss_datagrams,
         drop_holders_of,
         close_port,
         end_listener,

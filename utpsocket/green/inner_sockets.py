@@ -37,6 +37,7 @@ class _Inside(shim.socket):
     """What both have in common."""
 
     __slots__ = ()
+    _pairs_datagrams = True
 
     @property
     def _routes(self) -> Routes | None:  # type: ignore[override]

@@ -41,6 +41,7 @@ _NOT_METHODS: Final = {
     "__static_attributes__",
     "__firstlineno__",
     "_at_end",
+    "_pairs_datagrams",
     "_routes",
     "_utp",
 }
@@ -138,11 +139,12 @@ def apply() -> None:
     """Change the class: its AF_INET and AF_INET6 streams speak uTP from now on. Idempotent."""
     if _saved:
         return
-    for name in (*_MEMBERS, "_utp", "_at_end", "_routes"):
+    for name in (*_MEMBERS, "_utp", "_at_end", "_pairs_datagrams", "_routes"):
         _saved[name] = vars(StdlibSocket).get(name, _MISSING)
     _changed._utp = _IdentityAttribute()
     _changed._at_end = _AtEndAttribute()
     _changed._routes = None
+    _changed._pairs_datagrams = True
     for name, member in _MEMBERS.items():
         setattr(StdlibSocket, name, member)
     pickling.register_patched(StdlibSocket)
@@ -193,7 +195,7 @@ def _class_after_patch(cls: type[StdlibSocket]) -> type[StdlibSocket]:
             "_at_end": _AtEndAttribute(),
         }
         if cls is StdlibSocket:
-            made = type("socket", (StdlibSocket,), {**_MEMBERS, **space, "_routes": None})
+            made = type("socket", (StdlibSocket,), {**_MEMBERS, **space, "_pairs_datagrams": False, "_routes": None})
         else:
             metaclass: type[type] = type(cls)
             made = metaclass(cls.__name__, (cls, _class_after_patch(StdlibSocket)), space)

@@ -6,12 +6,13 @@ The inner part of bind() in lifecycle.py. Any thread may call.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine import commands
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import _socket, os
+from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names, netns
@@ -21,7 +22,8 @@ from utpsocket.engine.ports import overlapping_ports, reuseport
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import Address
 from utpsocket.protocol.build import IS_COMPILED
-from utpsocket.sockets import option_calls
+from utpsocket.sockets import datagram_pairing, option_calls
+from utpsocket.sockets.local_addresses import resolved
 
 if TYPE_CHECKING or IS_COMPILED:
     from utpsocket import _native
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
     from utpsocket.engine.interpreter.arguments import GivenAddress
 
-UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 # For an address that a port which the engine is about to close still has; by feel.
 _BIND_TRIES: Final = 100
 _REUSEADDR: Final = (stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR)
@@ -48,19 +49,17 @@ def take_port(sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-        local, namespace = resolved(identity, address), identity.namespace
+        local, namespace = resolved(identity.family, address), identity.namespace
         if not isinstance(loop, Loop):
             try:
-                if sock.gettimeout() == 0:
-                    key = _take_known_port(sock, loop, identity, local, reuse_address=reuse_address, shares=shares)
-                    return key, local
-                # a refusal that is known here does not wait for the engine
-                loop.check_bind(local, identity, reuse_address=reuse_address, shares=shares)
+                found = _take_at_helper(sock, loop, identity, address, local, reuse_address, shares)
             except OSError as error:
                 if is_last or error.errno != errno.EADDRINUSE:
                     raise
                 is_last = True
                 continue
+            if found is not None:
+                return found
         try:
             key = loop.perform(
                 commands.share_port, local, identity, reuse_address=reuse_address, shares=shares, namespace=namespace
@@ -72,6 +71,9 @@ def take_port(sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address
             overlapped = loop.perform(commands.allow_overlap, local, namespace=namespace) if reuse_address else []
             if overlapped:
                 return _bind_over(sock, loop, identity, address, overlapped)
+            found = _bind_beside(sock, loop, identity, address, local)
+            if found is not None:
+                return found
         except BlockingIOError:  # it is free after the engine's next iteration
             if isinstance(loop, Loop) and (sock.gettimeout() != 0 or not loop.frees_ports_at_once):
                 loop.call(commands.barrier)
@@ -80,6 +82,33 @@ def take_port(sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address
             break
         is_last = True  # another program has it; or it was ours, and has been closed since the kernel's EADDRINUSE
     raise _error(errno.EADDRINUSE)
+
+
+def _take_at_helper(
+    sock: Socket,
+    loop: RemoteLoop,
+    identity: Identity,
+    address: GivenAddress,
+    local: Address,
+    reuse_address: bool,
+    shares: bool,
+) -> tuple[int, Address] | None:
+    """The part of take_port() in which an engine in another process need not be waited for: what it knows of its ports
+    is known here as well. Returns None if it is to be asked. Raises EADDRINUSE.
+    """
+    try:
+        if sock.gettimeout() == 0:
+            key = _take_known_port(sock, loop, identity, local, reuse_address=reuse_address, shares=shares)
+            return key, local
+        loop.check_bind(local, identity, reuse_address=reuse_address, shares=shares)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or loop.known_ports.has_port_at(local, identity.namespace):
+            raise
+        found = _bind_beside(sock, loop, identity, address, local)
+        if found is None:
+            raise
+        return found
+    return None
 
 
 def _take_known_port(
@@ -138,9 +167,35 @@ def _bind_over(
     key = 0
     try:
         shares = identity.settings.shares_port
-        key, local = _adopt_port(sock, loop, identity, address, reuse_address=True, shares=shares, is_over=True)
+        bind_udp = overlapping_ports.bind_over
+        key, local = _adopt_port(sock, loop, identity, address, reuse_address=True, shares=shares, bind_udp=bind_udp)
     finally:
         loop.perform(commands.end_overlap, overlapped, key)
+    return key, local
+
+
+def _bind_beside(
+    sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address: GivenAddress, local: Address
+) -> tuple[int, Address] | None:
+    """As _adopt_port(), beside a UDP socket of the program's (datagram_pairing.py). None if there is none."""
+    half = None
+    if not any(identity.options.get(_REUSEPORT, b"")):
+        half = datagram_pairing.half_at(local, identity.namespace)
+    if half is None:
+        return None
+    bind_udp = partial(datagram_pairing.join, half[0])
+    try:
+        reuse, shares = _sharing(identity)
+        key, local = _adopt_port(sock, loop, identity, address, reuse_address=reuse, shares=shares, bind_udp=bind_udp)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    try:
+        datagram_pairing.pair(loop, *half, key)
+    except BaseException:
+        loop.perform_or_post(commands.drop_holders_of, identity.inode)
+        raise
     return key, local
 
 
@@ -152,12 +207,15 @@ def _adopt_port(
     *,
     reuse_address: bool,
     shares: bool,
-    is_over: bool = False,
+    bind_udp: Callable[[Socket, GivenAddress], None] | None = None,
 ) -> tuple[int, Address]:
-    """Bind a UDP socket to the address and give it to the engine."""
-    reservation = None if is_over or not identity.options else _reserve(sock, identity, address)
+    """Bind a UDP socket to the address and give it to the engine.
+
+    bind_udp   binds it where the kernel would refuse; None: as any other
+    """
+    reservation = None if bind_udp or not identity.options else _reserve(sock, identity, address)
     try:
-        if IS_COMPILED and isinstance(loop, Loop) and not is_over and reservation is None:
+        if IS_COMPILED and isinstance(loop, Loop) and bind_udp is None and reservation is None:
             udp = udp_socket_to_bind(sock, identity, loop)
         else:
             udp = new_udp_socket(sock, identity)
@@ -167,8 +225,8 @@ def _adopt_port(
         raise
     try:
         bound: Address | None = None
-        if is_over:
-            overlapping_ports.bind_over(udp, address)
+        if bind_udp is not None:
+            bind_udp(udp, address)
         elif reservation is None:
             found = _native.bind_datagram(udp, identity.family, address) if IS_COMPILED else None
             if found is None:
@@ -245,20 +303,6 @@ def _unbound_udp_socket(sock: Socket, identity: Identity, loop: Loop | RemoteLoo
     if isinstance(udp, UdpSocket):
         udp.owner = udp.prepared = None
     return udp
-
-
-def resolved(identity: Identity, address: GivenAddress) -> Address:
-    """The numeric form of an address that bind() has understood."""
-    assert isinstance(address, tuple)
-    host, port = address[0], int(address[1])
-    if not host:
-        unbound = UNBOUND[identity.family]
-        return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)
-    if isinstance(host, str) and host.isascii():
-        # getaddrinfo() would load the IDNA codec for a str, even for digits.
-        host = host.encode()
-    found = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
-    return found  # type: ignore[return-value]  # (int, bytes) where Python has no IPv6
 
 
 def is_errno(error: BaseException) -> bool:

@@ -28,6 +28,8 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import Address
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets import binding, fd_pair, fd_swap, option_calls, registry
+from utpsocket.sockets.local_addresses import UNBOUND as UNBOUND
+from utpsocket.sockets.local_addresses import resolved
 
 if TYPE_CHECKING or IS_COMPILED:
     from utpsocket import _native
@@ -46,7 +48,6 @@ _ANY_PORT: Final = 9
 # Of multicast addresses as getpeername() writes them, and of a few others.
 _STARTS_OF_MULTICAST: Final = ("22", "23", "ff", "::ffff:2")
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-UNBOUND: Final = binding.UNBOUND
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -197,7 +198,7 @@ def _connect_udp(
         return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES, None, None
     if code in (errno.EINVAL, errno.EAFNOSUPPORT) and identity.family == stdlib.AF_INET6:
         # TCP checks first whether it is a multicast address; UDP checks the scope and the own address first.
-        host = binding.resolved(identity, address)[0]
+        host = resolved(identity.family, address)[0]
         return errno.ENETUNREACH if _is_multicast(identity.family, host) else code, None, None
     if code:
         return code, None, None

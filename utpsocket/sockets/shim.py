@@ -24,7 +24,8 @@ from utpsocket.engine.interpreter.originals import os, time
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import or_none
 from utpsocket.engine.kernel import fd_name_key
-from utpsocket.sockets import before_chroot
+from utpsocket.sockets import before_chroot, datagrams
+from utpsocket.sockets.datagrams import halves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +47,17 @@ if TYPE_CHECKING:
     from utpsocket.engine.kernel import fd_names, high_fds
     from utpsocket.engine.user_fds.socket_state import Identity, Role
     from utpsocket.protocol import Address
-    from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, sending, to_tcp
+    from utpsocket.sockets import (
+        accepting,
+        closing,
+        datagram_pairing,
+        errors,
+        lifecycle,
+        option_calls,
+        registry,
+        sending,
+        to_tcp,
+    )
     from utpsocket.sockets.rules import Routes
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
@@ -99,6 +110,8 @@ class socket(StdlibSocket):
     _at_end: closing.AtEnd
     # The rules of a patch, in classes that stand for the patched one.
     _routes: Routes | None = None
+    # Whether UDP sockets need not say UTP_SHARE_PORT, in such classes.
+    _pairs_datagrams = False
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._utp = None
@@ -195,6 +208,8 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
+            if level == options.SOL_UTP and datagrams.is_datagram(self):
+                return datagrams.get_option(self, optname)
             return Socket.getsockopt(self, level, optname, *buflen)
         if buflen and not 0 <= buflen[0] <= option_calls.MAX_OPTION_BYTES:
             return Socket.getsockopt(self, level, optname, *buflen)  # raises with CPython's wording
@@ -224,7 +239,10 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            Socket.setsockopt(self, level, optname, value, *optlen)
+            if level == options.SOL_UTP and datagrams.is_datagram(self):
+                datagrams.set_option(self, optname, value)
+            else:
+                Socket.setsockopt(self, level, optname, value, *optlen)
             return
         lifecycle.check_open(self)
         must_notify_engine = option_calls.set_option(self, identity, level, optname, value, *optlen)
@@ -249,7 +267,8 @@ class socket(StdlibSocket):
         """Bind the socket to an address of this machine.
 
         Over uTP: the port is a UDP port. SO_REUSEADDR does what it does for TCP, though both are UDP sockets; sockets
-        of this process that all set UTP_SHARE_PORT before share a port.
+        of this process that all set UTP_SHARE_PORT before share a port. A UDP socket that sets it may be bound to the
+        address of a uTP socket of this process, before or after that one.
 
         Parameters:
             address: (host, port) for AF_INET, also (host, port, flowinfo, scope_id) for AF_INET6; port 0 for a free
@@ -262,7 +281,8 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            Socket.bind(self, address)
+            bind_beside = datagram_pairing.bind_beside if _is_loaded else None
+            datagrams.bind(self, address, is_patched=self._pairs_datagrams, bind_beside=bind_beside)
             return
         if identity.role is Role.FAILED or (identity.role is Role.CONNECTED and identity.is_over):
             lifecycle.release_chosen_port(identity)
@@ -383,6 +403,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
+            datagrams.check_connect(self)
             Socket.connect(self, address)
             return
         if identity.routes is not None and to_tcp.connects_over_tcp(self, identity, address):
@@ -412,7 +433,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            return Socket.connect_ex(self, address)
+            return errno.EOPNOTSUPP if id(self) in halves else Socket.connect_ex(self, address)
         if identity.routes is not None and to_tcp.connects_over_tcp(self, identity, address):
             return Socket.connect_ex(self, address)
         if self.fileno() < 0 or identity.role is not _UNCONNECTED:
@@ -547,7 +568,9 @@ class socket(StdlibSocket):
         Source: dup(2), fcntl(2) F_DUPFD_CLOEXEC; Python's socket.dup().
         """
         if self._utp is None:
-            return _stdlib_dup(self)
+            copied = _stdlib_dup(self)
+            datagrams.copy(self, copied)
+            return copied
         self._utp.has_duplicates = True
         made = type(self)
         sock = made.__new__(made)  # owns the fd from its first moment
@@ -601,7 +624,8 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            return Socket.recv(self, *args, **kwargs)
+            half = halves and halves.get(id(self))
+            return datagrams.recvfrom(self, half, *args, **kwargs)[0] if half else Socket.recv(self, *args, **kwargs)
         if len(args) > 1 and args[0]:
             args = errors.with_checked_flags(self, identity, args, 1)
         if identity.is_after_eof and args and args[0] >= 0 and errors.is_at_end(self, identity):
@@ -632,6 +656,8 @@ class socket(StdlibSocket):
         Source: recv(2); Python's socket.recv_into(); docs/sockets.md §2.
         """
         identity = self._utp
+        if halves and id(self) in halves:
+            return datagrams.recvfrom_into(self, halves[id(self)], args, kwargs)[0]
         if identity is not None and (kwargs or len(args) > 2):
             if _has_buffer_room(args, kwargs):
                 args = errors.with_checked_flags(self, identity, args, 2, kwargs)
@@ -666,6 +692,8 @@ class socket(StdlibSocket):
         Source: recvfrom(2); Python's socket.recvfrom().
         """
         identity = self._utp
+        if halves and id(self) in halves:
+            return datagrams.recvfrom(self, halves[id(self)], *args, **kwargs)
         if identity is not None and len(args) > 1:
             args = errors.with_checked_flags(self, identity, args, 1)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
@@ -699,6 +727,8 @@ class socket(StdlibSocket):
         Source: recvfrom(2); Python's socket.recvfrom_into().
         """
         identity = self._utp
+        if halves and id(self) in halves:
+            return datagrams.recvfrom_into(self, halves[id(self)], args, kwargs)
         if identity is not None and (kwargs or len(args) > 2):
             args = errors.with_checked_flags(self, identity, args, 2, kwargs)
             args = errors.discarding(args, kwargs)
@@ -732,6 +762,8 @@ class socket(StdlibSocket):
         Source: recvmsg(2); Python's socket.recvmsg().
         """
         identity = self._utp
+        if halves and id(self) in halves:
+            return datagrams.recvmsg(self, halves[id(self)], *args, **kwargs)
         if identity is not None and len(args) > 2:
             args = errors.with_checked_flags(self, identity, args, 2)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
@@ -768,6 +800,8 @@ class socket(StdlibSocket):
         Source: recvmsg(2); Python's socket.recvmsg_into().
         """
         identity = self._utp
+        if halves and id(self) in halves:
+            return datagrams.recvmsg_into(self, halves[id(self)], *args, **kwargs)
         if identity is not None and len(args) > 2:
             args = errors.with_checked_flags(self, identity, args, 2)
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
@@ -923,7 +957,8 @@ def load() -> None:
     Called by patch_all(), or when the first uTP socket is made, by the thread that makes it. So nothing is imported
     later, on the engine's thread or after a chroot().
     """
-    global accepting, closing, errors, fd_names, high_fds, lifecycle, option_calls, registry, sending, stats, to_tcp
+    global accepting, closing, datagram_pairing, errors, fd_names, high_fds, lifecycle, option_calls, registry, sending
+    global stats, to_tcp
     global Identity, Role, _UNCONNECTED, _is_loaded, inline_io, running_engine, _works_inline
     with _loading:
         from utpsocket import stats
@@ -931,7 +966,17 @@ def load() -> None:
         from utpsocket.engine.current import running_engine
         from utpsocket.engine.kernel import fd_names, high_fds
         from utpsocket.engine.user_fds.socket_state import Identity, Role
-        from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, sending, to_tcp
+        from utpsocket.sockets import (
+            accepting,
+            closing,
+            datagram_pairing,
+            errors,
+            lifecycle,
+            option_calls,
+            registry,
+            sending,
+            to_tcp,
+        )
 
         _UNCONNECTED = Role.UNCONNECTED
         _works_inline = inline_io.IS_ON

@@ -157,6 +157,10 @@ class KnownPorts:
                 raise _in_use()
         return exact.key
 
+    def has_port_at(self, local: Address, namespace: int) -> bool:
+        """Whether the engine has, or may have, a port at this very address."""
+        return self._at(local, namespace)[0] is not None
+
     def _at(self, local: Address, namespace: int) -> tuple[KnownPort | None, list[KnownPort]]:
         """The port at this address, and those that a socket there overlaps."""
         exact: KnownPort | None = None

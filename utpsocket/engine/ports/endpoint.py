@@ -29,6 +29,7 @@ from utpsocket.engine.ports.connection_config import (
     control_congestion,
     set_buffers,
 )
+from utpsocket.engine.ports.datagram_half import DatagramHalf
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.packet_options import apply_packet_options
@@ -137,6 +138,7 @@ class Endpoint:
         "bridges",
         "bulk_until",
         "closing_claim",
+        "datagram_half",
         "dropped_datagrams",
         "faults",
         "has_ended_in_order",
@@ -173,6 +175,7 @@ class Endpoint:
         # A UDP socket for each peer, where processes share the port.
         self.reuseport_sockets: ReuseportSockets | None = None
         self.overlapping: tuple[OverlappingPort, ...] = ()  # at the same number and another address
+        self.datagram_half: DatagramHalf | None = None  # a UDP socket of the program's at the same address
 
         # Its end.
         self.closing_claim: dict[str, object] = {}  # under CLAIM_KEY what closes the port: claim_closing()
@@ -189,7 +192,7 @@ class Endpoint:
         self._single_datagram_iteration = 0  # the last iteration that found one small datagram (Loop.wakeups)
         self._single_datagram_iterations = 0  # how many in a row have
         self._is_cache_watched = False  # a timer will drop old entries of the listener's cache of SYNs
-        self.dropped_datagrams = 0  # a figure: what was of no use
+        self.dropped_datagrams = 0  # a figure: what was of no use, here and to a datagram half
         self.faults = 0  # exceptions since it last received without one
         # Notices useless datagrams, and is another way to receive while there are many.
         self._flood: Flood | None = None
@@ -651,8 +654,7 @@ class Endpoint:
         if packet is None:
             packet = decode(run.data)
             if packet is None:
-                self.flood.useless_datagrams += 1
-                self.dropped_datagrams += 1
+                self._offer_or_drop(run)
                 return
         if self.overlapping and overlapping_ports.forward_datagram(self, packet, run, now=now):
             return
@@ -684,8 +686,21 @@ class Endpoint:
                     return
             self._reset_stray(packet, run, now=now)
         else:
-            self.flood.useless_datagrams += 1
+            self._offer_or_drop(run)
+
+    def _offer_or_drop(self, run: Run) -> None:
+        self.flood.useless_datagrams += 1
+        if self.datagram_half is None or not self._offer(self.datagram_half, run):
             self.dropped_datagrams += 1
+
+    def _offer(self, half: DatagramHalf, run: Run) -> bool:
+        """Offer the program's UDP socket at this address a datagram that is of no use here. Returns False if it was not
+        taken.
+        """
+        if half.is_envelope(run):  # the program's socket is closed
+            self.datagram_half = None
+            return False
+        return half.offer(self.port, run)
 
     def _bridge_of_reset(self, addr: Address, connection_id: int) -> Bridge | None:
         """A RESET may carry the id that we send with instead of the one that we receive with."""
@@ -896,6 +911,8 @@ class Endpoint:
                 self._watch_cache(listener)
 
     def _reset_stray(self, packet: Packet, run: Run, *, now: int) -> None:
+        if self.datagram_half is not None:
+            self._offer(self.datagram_half, run)  # and a RESET as well: it may be uTP of a connection that is over
         self.flood.useless_datagrams += 1
         if self.reuseport_sockets is not None and not self.reuseport_sockets.may_reset(is_syn=packet.type == SYN):
             return
