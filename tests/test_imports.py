@@ -43,7 +43,7 @@ OURS = """
     engine engine.interpreter engine.interpreter.ending engine.interpreter.fork_lock engine.interpreter.libc
     engine.interpreter.native engine.interpreter.originals engine.interpreter.signal_errors engine.kernel
     engine.kernel.fd_name_key integrations integrations.import_hook integrations.pickling integrations.tls_hook options
-    sockets sockets.before_chroot sockets.functions sockets.shim _pure
+    sockets sockets.before_chroot sockets.datagrams sockets.functions sockets.shim _pure
 """
 OURS_IN_A_CHILD = """
     engine.environment monkey monkey.host_names monkey.in_place monkey.library_hooks monkey.single_module sockets.rules

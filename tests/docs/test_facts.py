@@ -81,7 +81,7 @@ FACTS = [
     ("protocol", f"sent after {', '.join(SYN_TIMES[:-1])} and {SYN_TIMES[-1]} s"),
     ("protocol", f"fails with ETIMEDOUT at {GIVE_UP} s"),
     ("protocol", f"So {seconds(handshake.NEW_ID_AFTER_US)} s after each repeated SYN"),
-    ("protocol", {4: "fresh id (three at most)"}[endpoint._IDS_PER_DIAL]),
+    ("protocol", {4: "fresh id (three at most)"}[connection_config.IDS_PER_DIAL]),
     ("protocol", f"is padded to {number(packet.LARGE_SYN_BYTES)} bytes"),
     ("protocol", f"more than {number(handshake._NEW_NUMBER_DISTANCE)} away"),
     ("protocol", f"same STATE, at most every {seconds(handshake.SYN_ACK_INTERVAL_US)} s"),

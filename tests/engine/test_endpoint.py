@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,8 +21,9 @@ import utpsocket
 from tests.requirements import replaces
 from utpsocket.engine import running_engine, shutdown
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.ports.connection_config import fresh_ids
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN
-from utpsocket.protocol import close_timers
+from utpsocket.protocol import Address, close_timers
 from utpsocket.protocol.packet import Packet, PacketType, decode, encode
 from utpsocket.stats import engine_stats
 
@@ -73,26 +73,15 @@ def test_ids_of_a_connect_and_those_beside_them_are_in_no_use() -> None:
     """Each id's neighbour is the other direction's. Nearly all are used here, and the first and the last are neighbours
     too.
     """
-    peer = ("127.0.0.1", 9)
-
-    def drawn(loop: Loop) -> list[list[int]]:
-        (endpoint,) = loop.endpoints.values()
-        used: Any = dict.fromkeys((peer, each) for each in range(40, 65_500))
-        before, endpoint.bridges = endpoint.bridges, used
-        try:
-            return [endpoint._fresh_ids(peer)[0] for _ in range(20)]
-        finally:
-            endpoint.bridges = before
-
-    with utpsocket.create_server(("127.0.0.1", 0)):
-        loop = running_engine()
-        assert isinstance(loop, Loop)
-        for ids in loop.call(drawn):
-            assert len(ids) == 4
-            taken = {*ids, *range(40, 65_500)}
-            for one in ids:
-                assert taken.isdisjoint({(one + 1) & 0xFFFF, (one - 1) & 0xFFFF}), ids
-                assert not 40 <= one < 65_500
+    peer: Address = ("127.0.0.1", 9)
+    used: dict[tuple[Address, int], object] = dict.fromkeys((peer, each) for each in range(40, 65_500))
+    for _ in range(20):
+        ids, _ = fresh_ids(used, peer)
+        assert len(ids) == 4
+        taken = {*ids, *range(40, 65_500)}
+        for one in ids:
+            assert taken.isdisjoint({(one + 1) & 0xFFFF, (one - 1) & 0xFFFF}), ids
+            assert not 40 <= one < 65_500
 
 
 def wait_until_all_ended() -> None:

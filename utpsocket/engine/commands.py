@@ -215,7 +215,7 @@ def admit_datagrams(
             raise _error(errno.EAGAIN)  # free in a moment
         half = endpoint.datagram_half
         has_other = half is not None and half.inode != inode and loop.holders_watch.is_open(half.inode)
-        if has_other or endpoint.reuseport_sockets is not None or port_selector.traits(port.sock) != traits:
+        if has_other or endpoint.reuseport_sockets is not None or port_selector.traits(port.sock, local[0]) != traits:
             raise _error(errno.EADDRINUSE)
         join_datagrams(loop, endpoint.key, inode, token)
         return endpoint.key

@@ -46,7 +46,7 @@ def bind_beside(sock: StdlibSocket, address: GivenAddress, entry: DatagramSocket
             return False
     token, inode = datagrams.new_token(), os.fstat(sock.fileno()).st_ino
     loop.holders_watch.watch(sock.fileno(), inode)
-    traits = port_selector.traits(sock)
+    traits = port_selector.traits(sock, local[0])
     key = 0
     try:
         for _ in range(_TRIES):
@@ -98,7 +98,8 @@ def _may_join(sock: StdlibSocket, entry: DatagramSocket) -> bool:
 
 def join(half: Socket, udp: Socket, address: GivenAddress) -> None:
     """Bind the engine's UDP socket beside the program's. Raises OSError."""
-    if port_selector.traits(half) != port_selector.traits(udp):
+    host = Socket.getsockname(half)[0]
+    if port_selector.traits(half, host) != port_selector.traits(udp, host):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     port_selector.let_join(half, True)
     port_selector.bind_beside(udp, address)

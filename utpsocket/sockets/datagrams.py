@@ -16,9 +16,10 @@ thread may call. Sources: docs/sockets.md §3; udp(7), socket(7) SO_REUSEPORT.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
-from weakref import KeyedRef
+from _weakref import ref  # a module in C: the one around it takes longer to load
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from utpsocket import options
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
@@ -26,7 +27,13 @@ from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 
 if TYPE_CHECKING:
-    from utpsocket.engine.interpreter.arguments import GivenAddress, Named, OptionValue, Positional
+    from utpsocket.engine.interpreter.arguments import (
+        GivenAddress,
+        Named,
+        OptionValue,
+        Positional,
+        WriteableBuffer,
+    )
     from utpsocket.protocol import Address
 
 _FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
@@ -60,7 +67,7 @@ class DatagramSocket:
     __slots__ = ("key", "pid", "reference", "shares", "token")
 
     def __init__(self, sock: StdlibSocket) -> None:
-        self.reference = KeyedRef(sock, _forget, id(sock))
+        self.reference = ref(sock, partial(_forget, id(sock)))
         self.shares: bool | None = None
         self.token = b""
         self.pid = self.key = 0
@@ -78,11 +85,11 @@ halves: Final[dict[int, DatagramSocket]] = {}
 to nothing."""
 
 
-def _forget(reference: KeyedRef[int, StdlibSocket]) -> None:
+def _forget(key: int, reference: ref[StdlibSocket]) -> None:
     for table in (known, halves):
-        found = table.get(reference.key)
+        found = table.get(key)
         if found is not None and found.reference is reference:
-            table.pop(reference.key, None)
+            table.pop(key, None)
 
 
 def _entry(sock: StdlibSocket) -> DatagramSocket:
@@ -192,52 +199,70 @@ def _unwrapped(entry: DatagramSocket, data: bytes, address: Address) -> tuple[by
     return data[start:], (stdlib.inet_ntop(stdlib.AF_INET, host), port)
 
 
-def recvfrom(sock: Socket, entry: DatagramSocket, bufsize: int, flags: int = 0) -> tuple[bytes, Address]:
-    """recvfrom()."""
-    room = bufsize + _ENVELOPE_BYTES if bufsize >= 0 else bufsize
-    data, address = _unwrapped(entry, *Socket.recvfrom(sock, room, flags))
+def recvfrom(sock: Socket, entry: DatagramSocket, args: Positional, kwargs: Named) -> tuple[bytes, Address]:
+    """recvfrom(), and recv(), with its arguments as the program has written them."""
+    return _recvfrom(sock, entry, *args, **kwargs)
+
+
+def _recvfrom(sock: Socket, entry: DatagramSocket, bufsize: int, flags: int = 0) -> tuple[bytes, Address]:
+    data, address = _unwrapped(entry, *Socket.recvfrom(sock, _with_envelope(bufsize), flags))
     return data[:bufsize], address
 
 
 def recvfrom_into(sock: Socket, entry: DatagramSocket, args: Positional, kwargs: Named) -> tuple[int, Address]:
-    """recvfrom_into(), and recv_into(), with its arguments as the program has written them."""
+    """recvfrom_into(), and recv_into()."""
     buffer, nbytes, flags = _into(*args, **kwargs)
     with memoryview(buffer).cast("B") as view:
         if view.readonly or not 0 <= nbytes <= len(view):
             return Socket.recvfrom_into(sock, *args, **kwargs)  # raises with CPython's wording
-        data, address = recvfrom(sock, entry, nbytes or len(view), flags)
+        data, address = _recvfrom(sock, entry, nbytes or len(view), flags)
         view[: len(data)] = data
     return len(data), address
 
 
-def _into(buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[Any, int, int]:
+def _into(buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> tuple[WriteableBuffer, int, int]:
     return buffer, nbytes, flags
 
 
 def recvmsg(
-    sock: Socket, entry: DatagramSocket, bufsize: int, ancbufsize: int = 0, flags: int = 0
+    sock: Socket, entry: DatagramSocket, args: Positional, kwargs: Named
 ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Address]:
     """recvmsg()."""
-    room = bufsize + _ENVELOPE_BYTES if bufsize >= 0 else bufsize
-    data, ancillary, message_flags, address = Socket.recvmsg(sock, room, ancbufsize, flags)
-    data, address = _unwrapped(entry, data, address)
+    return _recvmsg(sock, entry, *args, **kwargs)
+
+
+def _recvmsg(
+    sock: Socket, entry: DatagramSocket, bufsize: int, ancbufsize: int = 0, flags: int = 0
+) -> tuple[bytes, list[tuple[int, int, bytes]], int, Address]:
+    received, ancillary, message_flags, came_from = Socket.recvmsg(sock, _with_envelope(bufsize), ancbufsize, flags)
+    data, address = _unwrapped(entry, received, came_from)
     if len(data) > bufsize:
         message_flags |= stdlib.MSG_TRUNC
     return data[:bufsize], ancillary, message_flags, address
 
 
 def recvmsg_into(
-    sock: Socket, entry: DatagramSocket, buffers: Any, ancbufsize: int = 0, flags: int = 0
+    sock: Socket, entry: DatagramSocket, args: Positional, kwargs: Named
 ) -> tuple[int, list[tuple[int, int, bytes]], int, Address]:
     """recvmsg_into()."""
+    return _recvmsg_into(sock, entry, *args, **kwargs)
+
+
+def _recvmsg_into(
+    sock: Socket, entry: DatagramSocket, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0
+) -> tuple[int, list[tuple[int, int, bytes]], int, Address]:
     views = [memoryview(buffer).cast("B") for buffer in buffers]
-    data, ancillary, message_flags, address = recvmsg(sock, entry, sum(map(len, views)), ancbufsize, flags)
+    data, ancillary, message_flags, address = _recvmsg(sock, entry, sum(map(len, views)), ancbufsize, flags)
     count = 0
     for view in views:
         part = data[count : count + len(view)]
         view[: len(part)] = part
         count += len(part)
     return count, ancillary, message_flags, address
+
+
+def _with_envelope(bufsize: int) -> int:
+    return bufsize + _ENVELOPE_BYTES if bufsize >= 0 else bufsize  # which the C class refuses
 
 
 def _error(code: int) -> OSError:

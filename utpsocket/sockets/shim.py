@@ -625,7 +625,7 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is None:
             half = halves and halves.get(id(self))
-            return datagrams.recvfrom(self, half, *args, **kwargs)[0] if half else Socket.recv(self, *args, **kwargs)
+            return datagrams.recvfrom(self, half, args, kwargs)[0] if half else Socket.recv(self, *args, **kwargs)
         if len(args) > 1 and args[0]:
             args = errors.with_checked_flags(self, identity, args, 1)
         if identity.is_after_eof and args and args[0] >= 0 and errors.is_at_end(self, identity):
@@ -693,7 +693,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if halves and id(self) in halves:
-            return datagrams.recvfrom(self, halves[id(self)], *args, **kwargs)
+            return datagrams.recvfrom(self, halves[id(self)], args, kwargs)
         if identity is not None and len(args) > 1:
             args = errors.with_checked_flags(self, identity, args, 1)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
@@ -763,7 +763,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if halves and id(self) in halves:
-            return datagrams.recvmsg(self, halves[id(self)], *args, **kwargs)
+            return datagrams.recvmsg(self, halves[id(self)], args, kwargs)
         if identity is not None and len(args) > 2:
             args = errors.with_checked_flags(self, identity, args, 2)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
@@ -783,9 +783,7 @@ class socket(StdlibSocket):
             data = errors.at_end(identity, args[0], args[2] if len(args) > 2 else 0)
         return data, [], flags, None
 
-    def recvmsg_into(
-        self, *args: Any, **kwargs: object
-    ) -> tuple[int, list[tuple[int, int, bytes]], int, Address | None]:
+    def recvmsg_into(self, *args: Any, **kwargs: Any) -> tuple[int, list[tuple[int, int, bytes]], int, Address | None]:
         """Receive bytes into several buffers, and ancillary data.
 
         Over uTP: as recv(). There is never ancillary data, and the address is None, as for any stream.
@@ -801,7 +799,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if halves and id(self) in halves:
-            return datagrams.recvmsg_into(self, halves[id(self)], *args, **kwargs)
+            return datagrams.recvmsg_into(self, halves[id(self)], args, kwargs)
         if identity is not None and len(args) > 2:
             args = errors.with_checked_flags(self, identity, args, 2)
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):

@@ -50,10 +50,15 @@ Traits = tuple[int, int, str]
 """Address family, IPV6_V6ONLY, and the interface of SO_BINDTODEVICE."""
 
 
-def traits(sock: Socket) -> Traits:
-    """What two sockets must have in common to be of one group. Raises OSError."""
-    family = int(sock.family)
-    v6_only = sock.getsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) if family == stdlib.AF_INET6 else 0
+def traits(sock: Socket, host: object) -> Traits:
+    """What two sockets must have in common to be of one group.
+
+    host   the address that it is, or will be, bound to; bind() to a single one sets IPV6_V6ONLY
+
+    Raises OSError.
+    """
+    family: int = Socket.family.__get__(sock)
+    v6_only = sock.getsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) if host == "::" else 1
     device = sock.getsockopt(stdlib.SOL_SOCKET, _SO_BINDTODEVICE, _DEVICE_NAME_BYTES)
     return family, v6_only, device.rstrip(b"\0").decode(errors="replace")
 

@@ -5,9 +5,11 @@ Only the engine's thread calls. Source: socket(7); docs/protocol.md §10.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
+from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.user_fds.socket_state import Settings, window_bytes
 from utpsocket.protocol import Address, Config, Connection
 from utpsocket.protocol.pathmtu import (
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.ports.receive_shares import ReceiveShares
+    from utpsocket.protocol.layout import Layout
 
     class Engine(Protocol):
         """What is used of the port's engine."""
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
         def loop(self) -> Engine: ...
 
 
+IDS_PER_DIAL: Final = 4
+"""One, and spare ones for SYNs that are repeated with another id (handshake.py)."""
+_FRESH: Final[Layout[tuple[int, int, int, int, int]]] = struct.Struct("=5H")  # ids, and a first sequence number
 MIN_BUFFER_BYTES: Final = 4_096
 """Of a connection, whatever SO_RCVBUF says: two large packets."""
 # Unacked and unsent data of a connection, until its congestion window asks for more. With the pair's buffer about what
@@ -94,3 +100,22 @@ def control_congestion(endpoint: ConnectionPort, settings: Settings, connection:
     connection.send.control_congestion(
         settings.congestion or loop.congestion, settings.target_delay_us or loop.target_delay_us
     )
+
+
+def fresh_ids(bridges: Mapping[tuple[Address, int], object], addr: Address) -> tuple[list[int], int]:
+    """Random ids that with those beside them are not used with this peer, and a random sequence number. Each id's
+    neighbour is the other direction's, and a socket may connect to itself.
+
+    bridges   the port's connections
+    """
+    ids: list[int] = []
+    while len(ids) < IDS_PER_DIAL:
+        *numbers, first_seq = _FRESH.unpack(os.urandom(_FRESH.size))
+        for one in numbers:
+            for other in ids:
+                if one - other + 1 & 0xFFFF <= 2:
+                    break
+            else:
+                if not (bridges and any((addr, one + by & 0xFFFF) in bridges for by in (-1, 0, 1))):
+                    ids.append(one)
+    return ids[:IDS_PER_DIAL], first_seq

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import unread_bytes
-from utpsocket.engine.interpreter.originals import os, struct
+from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel.poller import EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.engine.kernel.udp import IcmpError, Port, split_scope
@@ -27,6 +27,7 @@ from utpsocket.engine.ports.connection_config import (
     MIN_BUFFER_BYTES,
     connection_config,
     control_congestion,
+    fresh_ids,
     set_buffers,
 )
 from utpsocket.engine.ports.datagram_half import DatagramHalf
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.send_grants import SendGrants
     from utpsocket.engine.turns import Turns
     from utpsocket.protocol import Workspace
-    from utpsocket.protocol.layout import Layout
 
     class Engine(ListenersEngine, PeersEngine, Protocol):
         """What a port's parts and connections use of their engine, which has many ports."""
@@ -91,7 +91,6 @@ CLAIM_KEY: Final = "by"  # of Endpoint.closing_claim
 BY_ENGINE: Final = object()  # the claim of the engine's thread
 _MAX_TIME_WAIT_RECORDS: Final = 8_192  # connections that ended in order; some 300 bytes each
 _TIME_WAIT_RECORD_US: Final = 60_000_000  # as long as Linux's TIME_WAIT
-_IDS_PER_DIAL: Final = 4  # one, and spare ones for SYNs that are repeated with another id (handshake.py)
 _DATA_BYTES: Final = 512  # smaller datagrams are messages: they need no share of the receive buffer
 # A second run is asked for in so many iterations after one in which there was one; by feel.
 _EXPECTED_RUNS: Final = 16
@@ -104,7 +103,6 @@ _MAX_FAULTS_IN_ROW: Final = 20
 _BYTES_PER_ITERATION: Final = 450_000
 _RUNS_PER_ITERATION: Final = 64
 _DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
-_FRESH: Final[Layout[tuple[int, int, int, int, int]]] = struct.Struct("=5H")  # ids, and a first sequence number
 _MADE_ON_DEMAND: Final = ("shares",)
 _NO_SOURCE: Final[Ancillary] = []
 _TimeWaitRecords: TypeAlias = OrderedDict[tuple[Address, int], tuple[int, TimeWaitRecord]]
@@ -397,7 +395,7 @@ class Endpoint:
         Next: Bridge.attach().
         Source: BEP 29 "connection setup"; docs/protocol.md §2.
         """
-        (recv_id, *spare_ids), first_seq = self._fresh_ids(addr)
+        (recv_id, *spare_ids), first_seq = fresh_ids(self.bridges, addr)
         bridge = self._new_bridge(addr, recv_id, identity, _NO_SOURCE, first_seq, tuple(spare_ids))
         self.loop.send_grants.join(bridge)
         if self._outgoing is not None:
@@ -418,23 +416,6 @@ class Endpoint:
         local = sockets.local_of(addr)
         if port.is_wildcard and local is not None:
             bridge.source = port.source(local) + bridge.source
-
-    def _fresh_ids(self, addr: Address) -> tuple[list[int], int]:
-        """Random ids that with those beside them are not used with this peer, and a random sequence number. Each id's
-        neighbour is the other direction's, and a socket may connect to itself.
-        """
-        bridges = self.bridges
-        ids: list[int] = []
-        while len(ids) < _IDS_PER_DIAL:
-            *numbers, first_seq = _FRESH.unpack(os.urandom(_FRESH.size))
-            for one in numbers:
-                for other in ids:
-                    if one - other + 1 & 0xFFFF <= 2:
-                        break
-                else:
-                    if not (bridges and any((addr, one + by & 0xFFFF) in bridges for by in (-1, 0, 1))):
-                        ids.append(one)
-        return ids[:_IDS_PER_DIAL], first_seq
 
     def forget(self, bridge: Bridge) -> None:
         """The connection is over: take it out. See Bridge.remove(). Idempotent.
