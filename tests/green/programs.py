@@ -376,8 +376,60 @@ def ruled(order: str) -> dict[str, Any]:
     return {"transports": transports, "utp": utp_connections()}
 
 
+def datagrams(order: str) -> dict[str, Any]:
+    """A UDP socket at the address of a listener, of a program that does not know of it: each in a greenlet."""
+    patch(order)
+    if "g" in order:
+        import gevent
+        from gevent import socket
+
+        spawn, sleep = gevent.spawn, gevent.sleep
+    else:
+        import eventlet
+        from eventlet.green import socket
+
+        spawn, sleep = eventlet.spawn, eventlet.sleep
+    # What has the form of a uTP packet of no connection is passed on by the engine.
+    messages = [b"d1:q4:ping1:t2:aa1:y1:qe", b"\x01\0\0\0" + bytes(144)]
+    echoed = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as listener:
+        udp.bind(OWN_LOOPBACK)
+        listener.bind(udp.getsockname())
+        listener.listen()
+
+        def echo() -> None:
+            for _ in messages:
+                data, address = udp.recvfrom(2_000)
+                udp.sendto(data, address)
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(b"hello")
+            connection.close()
+
+        greenlets = [spawn(echo), spawn(greet)]
+        sleep(0)
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks,
+            socket.create_connection(listener.getsockname()) as client,
+        ):
+            asks.settimeout(60)
+            client.settimeout(60)
+            greeting = client.recv(100)
+            for message in messages:
+                asks.sendto(message, udp.getsockname())
+                # The engine answers the second one by a RESET as well.
+                while (answer := asks.recv(2_000)) != message:
+                    pass
+                echoed.append(answer == message)
+        for greenlet in greenlets:
+            greenlet.get(timeout=60) if "g" in order else greenlet.wait()
+    return {"greeting": greeting.decode(), "echoed": echoed, "utp": utp_connections()}
+
+
 PROGRAMS: dict[str, Callable[[str], dict[str, Any]]] = {
-    program.__name__: program for program in (web, eventlets, eventlets_secure, cooperative, lingering, secure, ruled)
+    program.__name__: program
+    for program in (web, eventlets, eventlets_secure, cooperative, lingering, secure, ruled, datagrams)
 }
 
 if __name__ == "__main__":

@@ -152,3 +152,10 @@ print(type(gevent.socket.socket()._sock).__name__)
         check=False,
     )
     assert (ran.stdout, ran.stderr) == ("GeventInside\n", "")
+
+
+@pytest.mark.parametrize("order", ["ug", "gu", "ue", "eu"])
+def test_a_udp_socket_at_the_address_of_a_listener(order: str) -> None:
+    if "e" in order:
+        skip_without_eventlet()
+    assert run("datagrams", order) == {"greeting": "hello", "echoed": [True, True], "utp": 1}
