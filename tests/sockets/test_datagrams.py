@@ -272,6 +272,21 @@ def test_an_asyncio_endpoint(net: Net) -> None:
     check_stream(net, listener)
 
 
+def test_a_multicast_group_is_the_udp_sockets(net: Net) -> None:
+    listener, udp = halves(net, host="0.0.0.0")
+    group, own = "239.255.71.82", "127.0.0.1"
+    udp.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(group) + socket.inet_aton(own))
+    other = stranger(net)
+    other.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(own))
+    looks_like_utp = b"\x01\0\0\0" + bytes(30)
+    messages = [b"to the group", looks_like_utp, b"to the group again"]
+    for message in messages:
+        other.sendto(message, (group, udp.getsockname()[1]))
+    other.sendto(b"to it alone", (own, udp.getsockname()[1]))
+    assert [udp.recv(100) for _ in range(4)] == [*messages, b"to it alone"]
+    check_stream(net, listener, (own, udp.getsockname()[1]))
+
+
 def test_the_queue_is_bounded(net: Net) -> None:
     listener, udp = halves(net)
     udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from utpsocket.protocol.packet import PacketType, encode
 
 from .network import PATIENCE_S, REPOSITORY
 
+UDP_SEGMENT = 103  # linux/udp.h
 STUN_ANSWER = bytes.fromhex("0101 000c 2112a442") + bytes(range(12)) + bytes.fromhex("0020 0008 0001 a147 e112a643")
 STUN_REQUEST = bytes.fromhex("0001 0000 2112a442") + bytes(range(12))
 DHT_QUERY = b"d1:ad2:id20:abcdefghij0123456789e1:q4:ping1:t2:aa1:y1:qe"
@@ -109,6 +111,33 @@ def test_a_packet_of_no_connection_is_reset_all_the_same(halves: Any, other: soc
     other.sendto(LOOKS_LIKE_UTP["data_of_no_connection"], udp.getsockname())
     assert other.recv(100)[0] >> 4 == PacketType.RESET
     assert udp.recv(100) == LOOKS_LIKE_UTP["data_of_no_connection"]
+
+
+def test_what_was_merged_with_utp_is_passed_on(halves: Any, other: socket.socket) -> None:
+    """As a network interface merges datagrams of one sender (GRO): the first one decides where all go."""
+    listener, udp = halves
+    transfer(listener)  # the engine has asked for merged datagrams by then
+    utp = packet(PacketType.DATA, 5) + bytes(60)
+    segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", len(utp)))]
+    other.sendmsg([utp, DHT_QUERY], segment, 0, udp.getsockname())
+    assert [udp.recvfrom(1_000) for _ in range(2)] == [(each, other.getsockname()) for each in (utp, DHT_QUERY)]
+
+
+def test_a_broadcast_arrives_once() -> None:
+    with utpsocket.create_server(("0.0.0.0", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as other:
+        with utpsocket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_SHARE_PORT, 1)
+            udp.bind(listener.getsockname())
+            udp.settimeout(PATIENCE_S)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            other.bind(("127.0.0.1", 0))
+            _, port = udp.getsockname()
+            other.sendto(DHT_QUERY, ("127.255.255.255", port))
+            assert udp.recv(1_000) == DHT_QUERY
+            with utpsocket.create_connection(("127.0.0.1", port)), listener.accept()[0]:
+                pass  # the engine has received everything before
+            other.sendto(b"to it alone", ("127.0.0.1", port))
+            assert udp.recv(1_000) == b"to it alone"
 
 
 def test_what_was_passed_on_has_no_room_after_the_close(halves: Any, other: socket.socket) -> None:

@@ -44,6 +44,8 @@ from utpsocket.protocol import Address, State
 from utpsocket.protocol.report import Figures
 
 _REPEATED_LAST_ACKS: Final = 2  # with the first one that is three; by feel
+# Whether a socket at a wildcard address gets what is sent to groups that other sockets have joined. ip(7), ipv6(7)
+_MULTICAST_ALL: Final = ((stdlib.IPPROTO_IP, 49), (stdlib.IPPROTO_IPV6, 29))
 _YES: Final = (1).to_bytes(4, sys.byteorder)
 
 
@@ -227,6 +229,9 @@ def join_datagrams(loop: Loop, key: int, inode: int, token: bytes) -> None:
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
         endpoint.port.set_option(stdlib.SOL_SOCKET, port_selector.REUSEPORT, _YES)
+        for level, name in _MULTICAST_ALL:
+            with suppress_errnos():  # of the other family, or this kernel does not know it
+                endpoint.port.set_option(level, name, bytes(len(_YES)))
         endpoint.datagram_half = DatagramHalf(endpoint.port.local, inode, token)
 
 

@@ -619,6 +619,8 @@ class Endpoint:
         if self._flood is not None and self._flood.is_on and len(run.data) > run.datagram_bytes:
             self._flood.take_merged(self, run, now=now)
             return
+        if self.datagram_half is not None:
+            self.datagram_half.is_merged = len(run.data) > run.stride
         for datagram in run.datagrams():
             self.handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
 
