@@ -23,7 +23,7 @@ import pytest
 import utpsocket
 from tests.requirements import requires_compiled
 from utpsocket.engine.current import running_engine
-from utpsocket.engine.inline_io import IS_ON, MAX_BYTES
+from utpsocket.engine.inline_io import IS_ON, MAX_BYTES, MAX_CONNECTIONS
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.steps import Work
 from utpsocket.sockets import shim
@@ -368,36 +368,25 @@ def test_several_connections_in_threads(steps: bool) -> None:
 
 
 @requires_steps
-@pytest.mark.parametrize("how", ["send", "recv"])
-def test_for_several_connections_at_the_same_time_the_engines_thread_works(how: str) -> None:
-    """Three that are used within a millisecond, which a busy machine makes of the calls once in a while only."""
+def test_with_more_connections_the_engines_thread_works(ends: tuple[Any, Any]) -> None:
+    """Until there are few again."""
+    client, server = ends
     engine = loop()
-    engine.crowded_until = engine.used_before = 0
-    with contextlib.ExitStack() as stack:
-        ends = [[stack.enter_context(end) for end in pair()] for _ in range(3)]
-        readable = select.poll()
-        deadline = time.monotonic() + PATIENCE_S
-        while not engine.crowded_until:
-            assert time.monotonic() < deadline
-            if how == "send":
-                for client, _ in ends:
-                    client.send(b"x")
-                continue
-            for client, server in ends:
-                os.write(client.fileno(), b"x")
-                readable.register(server.fileno(), select.POLLIN)
-                assert readable.poll(PATIENCE_S * 1_000)
-                readable.unregister(server.fileno())
-            for _, server in ends:
-                server.recv(1)
-        engine.last_used = engine.used_before = 0  # so the following uses are the first two, and change nothing
-        engine.crowded_until = time.monotonic_ns()  # µs, so far from now
-        before = engine.steps
-        client, server = ends[0]
-        server.sendall(b"y")
-        assert client.recv(1) == b"y"
-        assert engine.steps == before
-        engine.crowded_until = 0
+    others = pair()
+    assert len(engine.channels) > MAX_CONNECTIONS
+    before = engine.steps
+    for _ in range(ROUNDS):
+        client.send(b"x")
+        server.sendall(server.recv(1))
+        assert client.recv(1) == b"x"
+    assert engine.steps == before
+    for other in others:
+        other.close()
+    deadline = time.monotonic() + PATIENCE_S
+    while engine.steps == before:
+        assert time.monotonic() < deadline
+        client.send(b"x")
+        assert server.recv(1) == b"x"
 
 
 @requires_steps

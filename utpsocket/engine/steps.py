@@ -79,11 +79,6 @@ class Work:
         self.epoll_fd = -1 if isinstance(poller, LevelPoller) else poller.fileno()  # -1: there are no steps
         self.sleeps_until = 0  # when the engine's thread wakes up by itself, µs, or NEVER; 0 while it works
         self.steps = 0  # how many there were
-        # The cookie of the connection that the program has sent or waited on last (inline_io.py); 0: there is none
-        self.last_used = 0
-        self.used_before = 0  # and of the other one before it
-        self.last_used_at = 0  # when, µs
-        self.crowded_until = 0  # it uses several at the same time, µs
         self._is_stepping = False  # a thread of the program is in a step
         self._was_collecting = False  # the garbage collector was on before that
 
