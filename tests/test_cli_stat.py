@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import utpsocket
+from tests.conversation import until
 from utpsocket.cli import engines, stat
 from utpsocket.engine import commands, outside
 from utpsocket.engine.current import engine
@@ -130,6 +132,22 @@ def test_all_processes_and_several_that_ask_at_once() -> None:
         for each in asking:
             output, _ = each.communicate(timeout=WAIT_S)
             assert {first.pid, second.pid} <= {process["pid"] for process in json.loads(output)["processes"]}
+
+
+def test_an_engine_that_is_slow_is_asked_once_and_answers_when_it_can() -> None:
+    with observed() as (process, _, _), engines._waker(process.pid) as waker, ThreadPoolExecutor(2) as pool:
+        process.send_signal(signal.SIGSTOP)
+        first = pool.submit(engines.ask, process.pid)
+        until(lambda: engines._is_unread(waker))
+        # It sees that the first one has asked, and waits: it has a listener of its own, and adds no second number.
+        second = pool.submit(engines.ask, process.pid)
+        until(lambda: listeners() >= 2)
+        process.send_signal(signal.SIGCONT)
+        assert [asked.result(WAIT_S)["pid"] for asked in (first, second)] == [process.pid] * 2
+
+
+def listeners() -> int:
+    return Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").count("@utpsocket-stat:")
 
 
 def test_again_and_again_with_rates() -> None:

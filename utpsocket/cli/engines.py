@@ -27,9 +27,11 @@ _EVENTFD: Final = "anon_inode:[eventfd]"
 _HELPER: Final = "utpsocket engine of "  # helper/client.py: the last argument of an engine in a process of its own
 _CLONE_NEWNET: Final = 0x4000_0000
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
-# How long an answer is waited for before it is asked for again: two processes may have asked at once, and none of them
-# is answered then. A process that holds the GIL answers late. By feel.
-_TRIES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
+# A process that holds the GIL, or waits for a processor, answers late; one that is stopped never. By feel.
+_ANSWER_SECONDS: Final = 20.0
+# Once the engine has woken up it answers at once, unless two processes have asked at the same moment. By feel.
+_ASK_AGAIN_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.1
 
 Figures = dict[str, Any]
 """Of a process: pid, command, build, engine, ports and connections, as --json prints them; or of a connection."""
@@ -160,28 +162,41 @@ def _enter_network_namespace(thread: Path) -> None:
 
 
 def _answer(pid: int, waker: int) -> str:
-    for seconds in _TRIES_SECONDS:
+    until = time.monotonic() + _ANSWER_SECONDS
+    while time.monotonic() < until:
         number = 1 + secrets.randbelow(0x7FFF_FFFF)  # two of them at once still fit
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(name(number))
             listener.listen(1)
-            with contextlib.suppress(BlockingIOError):  # others have asked, and it has not answered yet
-                os.eventfd_write(waker, number << 32)
-            until = time.monotonic() + seconds
-            while (left_seconds := until - time.monotonic()) > 0:
-                listener.settimeout(left_seconds)
+            # Numbers that come before the engine has read the one before are added up, and neither is answered then.
+            is_asked = not _is_unread(waker)
+            if is_asked:
+                with contextlib.suppress(BlockingIOError):  # several others, at this moment
+                    os.eventfd_write(waker, number << 32)
+            ask_again_at = until
+            while time.monotonic() < ask_again_at:
+                listener.settimeout(_LOOK_SECONDS)
                 with contextlib.suppress(OSError):
-                    text = _received(listener, pid, left_seconds)
+                    text = _received(listener, pid)
                     if text is not None:
                         return text
+                if ask_again_at == until and not _is_unread(waker):
+                    ask_again_at = min(until, time.monotonic() + (_ASK_AGAIN_SECONDS if is_asked else 0))
     raise NotAnswered(f"process {pid} does not answer")
 
 
-def _received(listener: socket.socket, pid: int, left_seconds: float) -> str | None:
+def _is_unread(waker: int) -> bool:
+    """Whether a process has asked, and the engine has not woken up since. proc(5) fdinfo"""
+    lines = (_PROC / f"self/fdinfo/{waker}").read_text(encoding="ascii").splitlines()
+    count = next((line.split()[1] for line in lines if line.startswith("eventfd-count:")), "0")
+    return int(count, 16) >> 32 != 0
+
+
+def _received(listener: socket.socket, pid: int) -> str | None:
     """The text in the file that the process has sent; None if another process has connected. Raises OSError."""
     conn, _ = listener.accept()
     with conn:
-        conn.settimeout(left_seconds)
+        conn.settimeout(_ASK_AGAIN_SECONDS)
         credentials = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         if _CREDENTIALS.unpack(credentials)[0] not in (pid, 0):  # 0: in a PID namespace that is not seen from here
             return None
