@@ -324,7 +324,7 @@ def test_a_port_is_left_although_the_command_fails(
         assert eventually(lambda: key in loop.endpoints, False) is False
 
 
-CHANGE_NOTHING = {commands.has_port, commands.has_nothing_unsent}
+CHANGE_NOTHING = {commands.has_port, commands.has_nothing_unsent, commands.answer_outside}
 UNDO_THEMSELVES = {commands.allow_overlap}
 NO_COMMANDS = {commands.recheck_holders}  # called by the loop, at the end of an iteration
 
