@@ -69,7 +69,8 @@ def test_over_a_long_path_it_grows_with_the_congestion_window() -> None:
     capacities = transfer.capacities(8)
     assert all(before <= after for before, after in pairwise(capacities))
     window_bytes = transfer.pair.a.connection.send.controller.window_bytes
-    assert 2 * window_bytes <= capacities[-1] <= MAX_BYTES
+    # Set when the program writes: the window has grown since, by a quarter in a round trip at the most.
+    assert 2 * window_bytes * 4 // 5 <= capacities[-1] <= MAX_BYTES
     assert window_bytes > 2 * FIRST_BYTES
 
 
