@@ -162,7 +162,6 @@ FACTS = [
     ("protocol", {4: "from three quarters of the"}[ledbat_plus_plus._GAIN_SLOPE]),
     ("protocol", f"less, {number(ledbat_plus_plus.MIN_GAIN_BYTES)} bytes at the target"),
     ("protocol", f"at some time of each of the last {ledbat_plus_plus._GAP_ROUNDS} round trips"),
-    ("protocol", {2: "only to half of what the path"}[ledbat_plus_plus._HALF_PATH]),
     ("protocol", {2: "two round trips after slow start"}[ledbat_plus_plus.FIRST_SLOWDOWN_RTTS]),
     ("protocol", f"then after {ledbat_plus_plus.SLOWDOWN_FACTOR} times as long as the last one took"),
     ("protocol", f"took, {seconds(ledbat_plus_plus.MIN_SLOWDOWN_INTERVAL_US)} s at least"),
