@@ -39,8 +39,8 @@ def test_at_one_percent_loss_and_20_ms_it_carries_what_a_tcp_could(first_seq: in
 
 @pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
 def test_a_long_fat_path_is_full_within_nine_seconds(first_seq: int) -> None:
-    """350 ms, 100 Mbit/s: libutp, which adds a packet per round trip, needs minutes. The first slowdown of LEDBAT++ comes
-    in the tenth second.
+    """350 ms, 100 Mbit/s: libutp, which adds a packet per round trip, needs minutes. LEDBAT++ first slows down in the
+    tenth second.
     """
     simulator = Simulator(1, checks=False)
     buffers = Config(receive_buffer_bytes=8 << 20, send_buffer_bytes=8 << 20)
