@@ -20,6 +20,7 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error, suppress_errnos
 from utpsocket.engine.kernel import netns, port_selector
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.ports.reuseport import is_shared
 from utpsocket.sockets import datagrams
 from utpsocket.sockets.datagrams import DatagramSocket
 from utpsocket.sockets.local_addresses import resolved
@@ -93,7 +94,7 @@ def _may_join(sock: StdlibSocket, entry: DatagramSocket) -> bool:
         return False
     if entry.token:
         return entry.pid == os.getpid()
-    return not port_selector.is_in_group(sock)
+    return not is_shared(sock)
 
 
 def join(half: Socket, udp: Socket, address: GivenAddress) -> None:

@@ -22,9 +22,19 @@ import errno
 from typing import Final
 
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import ctypes, os, struct
+from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
+from utpsocket.engine.kernel import bpf
+from utpsocket.engine.kernel.bpf import (
+    IF_EQUAL,
+    IF_GREATER_EQUAL,
+    LOAD_BYTE,
+    LOAD_LENGTH,
+    LOAD_WORD,
+    RETURN,
+    Instruction,
+)
 from utpsocket.protocol.packet import HEADER_BYTES, VERSION, PacketType
 
 REUSEPORT: Final = getattr(stdlib, "SO_REUSEPORT", 15)
@@ -33,14 +43,6 @@ _SO_BINDTODEVICE: Final = 25
 _DEVICE_NAME_BYTES: Final = 16
 _STUN_COOKIE: Final = 0x2112A442
 _COOKIE_AT: Final = 4
-_LOAD_LENGTH: Final = 0x80  # BPF_LD | BPF_W | BPF_LEN
-_LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
-_LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
-_IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
-_IF_GREATER_EQUAL: Final = 0x35
-_RETURN: Final = 0x06  # BPF_RET | BPF_K
-_INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter
-_PROGRAM: Final = struct.Struct("@HP")  # struct sock_fprog
 _DATA: Final = PacketType.DATA << 4 | VERSION
 _OTHERS: Final = tuple(
     type << 4 | VERSION for type in (PacketType.FIN, PacketType.STATE, PacketType.RESET, PacketType.SYN)
@@ -61,11 +63,6 @@ def traits(sock: Socket, host: object) -> Traits:
     v6_only = sock.getsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) if host == "::" else 1
     device = sock.getsockopt(stdlib.SOL_SOCKET, _SO_BINDTODEVICE, _DEVICE_NAME_BYTES)
     return family, v6_only, device.rstrip(b"\0").decode(errors="replace")
-
-
-def is_in_group(sock: Socket) -> bool:
-    """Whether the program has set SO_REUSEPORT on a socket: other processes may bind its address. Raises OSError."""
-    return bool(sock.getsockopt(stdlib.SOL_SOCKET, REUSEPORT))
 
 
 def let_join(sock: Socket, is_allowed: bool) -> None:
@@ -89,34 +86,31 @@ def attach(sock: Socket, *, utp_index: int) -> None:
 
     utp_index   0 if the engine's socket was bound first, else 1
     """
-    code = b"".join(_INSTRUCTION.pack(*one) for one in program(utp_index=utp_index))
-    memory = ctypes.create_string_buffer(code, len(code))
-    argument = _PROGRAM.pack(len(code) // _INSTRUCTION.size, ctypes.addressof(memory))
     try:
-        sock.setsockopt(stdlib.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, argument)
+        bpf.attach(sock, _SO_ATTACH_REUSEPORT_CBPF, program(utp_index=utp_index))
     except OSError as error:
         reraise_handler_error(error)
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
 
 
-def program(*, utp_index: int) -> list[tuple[int, int, int, int]]:
-    """The program's instructions: code, jump if true, jump if false, operand."""
-    utp, other = (_RETURN, 0, 0, utp_index), (_RETURN, 0, 0, 1 - utp_index)
+def program(*, utp_index: int) -> list[Instruction]:
+    """The program's instructions."""
+    utp, other = (RETURN, 0, 0, utp_index), (RETURN, 0, 0, 1 - utp_index)
     count = len(_OTHERS)
     return [
-        (_LOAD_LENGTH, 0, 0, 0),
-        (_IF_GREATER_EQUAL, 1, 0, HEADER_BYTES),
+        (LOAD_LENGTH, 0, 0, 0),
+        (IF_GREATER_EQUAL, 1, 0, HEADER_BYTES),
         other,
-        (_LOAD_BYTE, 0, 0, 0),
-        *((_IF_EQUAL, count - index + 1, 0, first) for index, first in enumerate(_OTHERS)),
-        (_IF_EQUAL, 2, 0, _DATA),
+        (LOAD_BYTE, 0, 0, 0),
+        *((IF_EQUAL, count - index + 1, 0, first) for index, first in enumerate(_OTHERS)),
+        (IF_EQUAL, 2, 0, _DATA),
         other,
         utp,
-        (_LOAD_WORD, 0, 0, _COOKIE_AT),
-        (_IF_EQUAL, 1, 0, _STUN_COOKIE),
+        (LOAD_WORD, 0, 0, _COOKIE_AT),
+        (IF_EQUAL, 1, 0, _STUN_COOKIE),
         utp,
-        (_LOAD_BYTE, 0, 0, 1),
-        (_IF_EQUAL, 0, 1, 0),
+        (LOAD_BYTE, 0, 0, 1),
+        (IF_EQUAL, 0, 1, 0),
         utp,
         other,
     ]
