@@ -16,7 +16,6 @@ from collections import deque
 from math import log
 from typing import Final
 
-from tests.links import Burst
 from tests.simulation.tcp import _DATA_WIRE_BYTES, _DUPLICATE_THRESHOLD, MSS_BYTES, Receiver, Sender
 from tests.simulator import Node, Simulator
 
@@ -59,7 +58,6 @@ class BbrSender(Sender):
         self._probe_ends_at = 0
         self._before_window = 0.0
         self._conserves_until = -1
-        self._pace_at = -1
         self._ready_at = 0
 
     @property
@@ -82,14 +80,6 @@ class BbrSender(Sender):
         if self._mode == "probe rate":
             return _CYCLE[self._phase]
         return {"startup": _HIGH_GAIN, "drain": 1 / _HIGH_GAIN, "probe path": 1.0}[self._mode]
-
-    def put(self, burst: Burst | None, *, now: int) -> None:
-        if burst is None and 0 <= self._pace_at <= now:
-            self._pace_at = -1
-            if not self._is_stopped:
-                self._send(now)
-            return
-        super().put(burst, now=now)
 
     def _on_ack(self, end: int, now: int) -> None:
         if end <= self._taken:

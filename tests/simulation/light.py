@@ -61,7 +61,6 @@ class LightSender(Sender):
         self._limited_at = -1
         self._delay_us = 0
         self._rtt_us = 0
-        self._pace_at = -1
 
     @property
     def window_bytes(self) -> int:
@@ -69,11 +68,6 @@ class LightSender(Sender):
         return self.controller.window_bytes
 
     def put(self, burst: Burst | None, *, now: int) -> None:
-        if burst is None and 0 <= self._pace_at <= now:
-            self._pace_at = -1
-            if not self._is_stopped:
-                self._send(now)
-            return
         if burst is not None:
             assert isinstance(burst, Packet)
             if burst.number:  # not the answer to the SYN

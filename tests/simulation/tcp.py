@@ -229,6 +229,7 @@ class Sender:
         self._timeout_at = -1
         self._timer_at = -1
         self._was_limited = False
+        self._pace_at = -1  # when more is sent that pacing holds back; -1: nothing is
         self.lost = 0
         self.timeouts = 0
 
@@ -248,6 +249,10 @@ class Sender:
 
     def put(self, burst: Burst | None, *, now: int) -> None:
         if self._is_stopped:
+            return
+        if burst is None and 0 <= self._pace_at <= now:
+            self._pace_at = -1
+            self._send(now)
             return
         if burst is None:
             self._timer_at = -1
