@@ -47,6 +47,7 @@ from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT,
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
+    from utpsocket.engine.channels.receive_buffer import Shares
     from utpsocket.engine.kernel.native_calls import AnyStream
     from utpsocket.engine.kernel.syscalls import Ancillary
     from utpsocket.engine.kernel.udp import Port
@@ -102,12 +103,6 @@ if TYPE_CHECKING:
         def for_connection(self, connection: Connection, *, now: int) -> Transmit | None:
             """The RESET for a connection that cannot send it itself; None if its peer cannot know of it."""
 
-    class ReceiveShares(Protocol):
-        """Shares of the port's receive buffer (ports/receive_shares.py)."""
-
-        def grown_window_bytes(self, path_us: int) -> int:
-            """What the window of a connection may grow to, with a path of this round trip."""
-
     class GrantQueue(Protocol):
         """The order among connections to one peer's port (ports/send_grants.py)."""
 
@@ -147,7 +142,7 @@ if TYPE_CHECKING:
         def resets(self) -> StatelessResets: ...
 
         @property
-        def shares(self) -> ReceiveShares: ...
+        def shares(self) -> Shares: ...
 
         @property
         def reuseport_sockets(self) -> object | None:
