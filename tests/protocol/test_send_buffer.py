@@ -64,13 +64,12 @@ class Transfer:
 
 
 def test_over_a_long_path_it_grows_with_the_congestion_window() -> None:
-    """20 Mbit/s in 400 ms are 1 MB."""
+    """20 Mbit/s in 400 ms are 1 MB, so twice the window may be a little more than the limit."""
     transfer = Transfer(400)
     capacities = transfer.capacities(8)
     assert all(before <= after for before, after in pairwise(capacities))
     window_bytes = transfer.pair.a.connection.send.controller.window_bytes
-    # Set when the program writes: the window has grown since, by a quarter in a round trip at the most.
-    assert 2 * window_bytes * 4 // 5 <= capacities[-1] <= MAX_BYTES
+    assert min(2 * window_bytes, MAX_BYTES) <= capacities[-1] <= MAX_BYTES
     assert window_bytes > 2 * FIRST_BYTES
 
 
